@@ -1,4 +1,4 @@
-"""Reference captures of language models: every stage of a forward pass, as another engine computes it.
+"""Reference captures: every stage of a model's forward pass, as another engine computes it.
 
 `capture` wraps a Hugging Face module, `read` opens a capture. Writing one needs the `hf` extra
 (torch, transformers); reading needs neither, so torch is imported on the first use of `capture`.

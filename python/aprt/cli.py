@@ -1,6 +1,6 @@
 """The `apr-oracle` command: one subcommand per engine that captures are taken from.
 
-Data go to stdout, notes to stderr; the exit code is 2 on any error, with one line that says what to do.
+Data go to stdout, notes to stderr. On an error the exit code is 2, and one line says what to do.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .errors import AprtError
+from .store import check_target
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +36,9 @@ def _fail(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="apr-oracle", description="Capture every stage of a reference engine.")
+    parser = argparse.ArgumentParser(
+        prog="apr-oracle", description="Capture every stage of a reference engine."
+    )
     engines = parser.add_subparsers(metavar="ENGINE", required=True)
     _add_hf(engines)
     return parser
@@ -42,30 +46,66 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_hf(engines) -> None:
     hf = engines.add_parser(
-        "hf", help="Hugging Face transformers (torch, eager attention)", description="Capture Hugging Face transformers."
+        "hf",
+        help="Hugging Face transformers (torch, eager attention)",
+        description="Capture Hugging Face transformers.",
     )
     hf.set_defaults(run=_run_hf)
-    hf.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face directory, or GGUF file")
+    hf.add_argument(
+        "model", type=Path, metavar="MODEL", help="Hugging Face directory, or GGUF file"
+    )
     prompt = hf.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--tokens", metavar="IDS", help="token ids: 1,2,3")
     prompt.add_argument(
-        "--tokens-from", type=Path, metavar="CAPTURE", help="token ids and decode steps of a capture, replayed"
+        "--tokens-from",
+        type=Path,
+        metavar="CAPTURE",
+        help="token ids and decode steps of a capture, replayed",
     )
-    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="text, by the directory's tokenizer.json")
+    prompt.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="text, by the directory's tokenizer.json"
+    )
     hf.add_argument("--chat", action="store_true", help="put TEXT in the model's chat template")
-    hf.add_argument("--output", type=Path, required=True, metavar="DIR", help="the capture to write")
+    hf.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the capture to write"
+    )
     hf.add_argument("--force", action="store_true", help="replace the capture that DIR holds")
     hf.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type to compute in (default: %(default)s)"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="type to compute in (default: %(default)s)",
     )
-    hf.add_argument("--decode", type=int, default=0, metavar="N", help="greedy steps after the prefill, each captured")
-    hf.add_argument("--stages", default="all", metavar="LIST", help="stages to keep, comma separated (default: all)")
-    hf.add_argument("--layers", default="all", metavar="LIST", help="layers to keep: 0..4,7,last (default: all)")
-    hf.add_argument("--rows", default="all", help="token positions to keep: all, last or A..B (default: all)")
-    hf.add_argument("--hf-config", type=Path, metavar="DIR", help="config.json to use instead of a GGUF's metadata")
+    hf.add_argument(
+        "--decode",
+        type=int,
+        default=0,
+        metavar="N",
+        help="greedy steps after the prefill, each captured",
+    )
+    hf.add_argument(
+        "--stages",
+        default="all",
+        metavar="LIST",
+        help="stages to keep, comma separated (default: all)",
+    )
+    hf.add_argument(
+        "--layers", default="all", metavar="LIST", help="layers to keep: 0..4,7,last (default: all)"
+    )
+    hf.add_argument(
+        "--rows", default="all", help="token positions to keep: all, last or A..B (default: all)"
+    )
+    hf.add_argument(
+        "--hf-config",
+        type=Path,
+        metavar="DIR",
+        help="config.json to use instead of a GGUF's metadata",
+    )
     hf.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     hf.add_argument("--json", action="store_true", help="print a summary as JSON")
-    hf.add_argument("--traceback", action="store_true", help="show the Python traceback of unexpected errors")
+    hf.add_argument(
+        "--traceback", action="store_true", help="show the Python traceback of unexpected errors"
+    )
 
 
 def _run_hf(arguments: argparse.Namespace) -> int:
@@ -74,7 +114,9 @@ def _run_hf(arguments: argparse.Namespace) -> int:
     if arguments.decode < 0:
         raise AprtError(f"--decode {arguments.decode}: expected a number of steps")
     if arguments.decode and arguments.tokens_from is not None:
-        raise AprtError("--decode: --tokens-from replays the decode steps of its capture; give one of the two")
+        raise AprtError(
+            "--decode: --tokens-from replays the decode steps of its capture; give one of the two"
+        )
     if arguments.threads is not None and arguments.threads < 1:
         raise AprtError(f"--threads {arguments.threads}: expected at least 1")
     try:
@@ -86,6 +128,7 @@ def _run_hf(arguments: argparse.Namespace) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    check_target(arguments.output, arguments.force)  # before the model is loaded
     prompt = _prompt(arguments, oracle)
     model, provenance = oracle.load(arguments.model, arguments.dtype, arguments.hf_config)
     summary = oracle.run(
@@ -106,8 +149,6 @@ def _run_hf(arguments: argparse.Namespace) -> int:
 
 
 def _prompt(arguments: argparse.Namespace, oracle):
-    from dataclasses import replace
-
     if arguments.tokens_from is not None:
         return oracle.prompt_from_capture(arguments.tokens_from)
     if arguments.tokens is not None:

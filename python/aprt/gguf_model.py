@@ -1,8 +1,8 @@
 """A GGUF file as a Hugging Face model: the same stored weights, dequantised exactly to float32.
 
-The configuration is built from the file's metadata, by a list of the keys that are understood: a key of
-the architecture that is not on it may change the numbers, so the file is refused. Every tensor of
-the file must find its parameter, and every parameter its tensor.
+The configuration is built from the file's metadata, by a list of the keys that are understood: a
+key of the architecture that is not on it may change the numbers, so the file is refused. Every
+tensor of the file must find its parameter, and every parameter its tensor.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Index:
 def load(
     path: Path, dtype: torch.dtype, hf_config: Path | None = None
 ) -> tuple[torch.nn.Module, Index]:
-    """The file's model with eager attention, in `dtype` (float32 holds every stored value exactly)."""
+    """The file's model, with eager attention, in `dtype` (float32 is exact)."""
     reader = _open(path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
     architecture = metadata.get("general.architecture")
@@ -102,7 +102,9 @@ def load(
     else:
         config = AutoConfig.from_pretrained(hf_config, local_files_only=True)
         if config.model_type != architecture:
-            raise AprtError(f"{hf_config}: is of {config.model_type!r}, and {path} of {architecture!r}")
+            raise AprtError(
+                f"{hf_config}: is of {config.model_type!r}, and {path} of {architecture!r}"
+            )
 
     state, types, factors = {}, {}, None
     for tensor in reader.tensors:
@@ -131,7 +133,9 @@ def _open(path: Path) -> gguf.GGUFReader:
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # the reader checks no bounds: damage shows as errors of many kinds
-        raise AprtError(f"{path}: not a readable GGUF file (damaged or truncated): {error}") from None
+        raise AprtError(
+            f"{path}: not a readable GGUF file (damaged or truncated): {error}"
+        ) from None
 
 
 def _dequantise(path: Path, tensor: gguf.ReaderTensor) -> np.ndarray:
@@ -154,7 +158,9 @@ def hf_name(name: str) -> str | None:
 # Configuration
 
 
-def build_config(path: Path, metadata: Mapping, shapes: Mapping[str, list[int]]) -> PreTrainedConfig:
+def build_config(
+    path: Path, metadata: Mapping, shapes: Mapping[str, list[int]]
+) -> PreTrainedConfig:
     """The Hugging Face configuration that the metadata describe. `shapes` are in file order."""
     architecture = metadata["general.architecture"]
     _refuse_unknown(path, architecture, metadata)
@@ -171,13 +177,19 @@ def build_config(path: Path, metadata: Mapping, shapes: Mapping[str, list[int]])
     heads = need("attention.head_count")
     kv_heads = optional("attention.head_count_kv", heads)
     ffn = need("feed_forward_length")
-    for key, value in (("head_count", heads), ("head_count_kv", kv_heads), ("feed_forward_length", ffn)):
+    for key, value in (
+        ("head_count", heads),
+        ("head_count_kv", kv_heads),
+        ("feed_forward_length", ffn),
+    ):
         if not isinstance(value, int):
             raise AprtError(f"{path}: {key} differs between layers, which is not supported")
     head_dim = optional("attention.key_length", need("embedding_length") // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if optional(key, head_dim) != head_dim:
-            raise AprtError(f"{path}: {key} is {optional(key, None)} and not the head size {head_dim}; not supported")
+            raise AprtError(
+                f"{path}: {key} is {optional(key, None)}, the head size {head_dim}: not supported"
+            )
     if "token_embd.weight" not in shapes:
         raise AprtError(f"{path}: tensor token_embd.weight is missing")
     settings = {
@@ -190,7 +202,10 @@ def build_config(path: Path, metadata: Mapping, shapes: Mapping[str, list[int]])
         "head_dim": head_dim,
         "max_position_embeddings": optional("context_length", 2048),
         "rms_norm_eps": need("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": optional("rope.freq_base", 10000.0)},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": optional("rope.freq_base", 10000.0),
+        },
         "tie_word_embeddings": "output.weight" not in shapes,
         "hidden_act": "silu",
     }
@@ -206,7 +221,7 @@ def _refuse_unknown(path: Path, architecture: str, metadata: Mapping) -> None:
     if kind != "model":
         raise AprtError(f"{path}: holds a {kind}, not a model (general.type)")
     if metadata.get("split.count", 0) > 1:
-        raise AprtError(f"{path}: is one of {metadata['split.count']} parts; merge them first (gguf-split --merge)")
+        raise AprtError(f"{path}: one of several parts; merge them first (gguf-split --merge)")
     for key, value in metadata.items():
         if not key.startswith(f"{architecture}."):
             continue
@@ -232,16 +247,18 @@ def _rotary_heads(name: str, config: PreTrainedConfig) -> int | None:
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes the row order that llama files have for interleaved RoPE: (pair, half) to (half, pair)."""
+    """Undoes the row order of llama files, for interleaved RoPE: (pair, half) to (half, pair)."""
     rows = values.shape[0]
     paired = values.reshape(heads, rows // heads // 2, 2, *values.shape[1:])
     return paired.swapaxes(1, 2).reshape(values.shape)
 
 
 def _drop_tied_output(path: Path, state: dict[str, torch.Tensor]) -> None:
-    output = state.pop("lm_head.weight", None)
-    if output is not None and not torch.equal(output, state["model.embed_tokens.weight"]):
-        raise AprtError(f"{path}: output.weight is not token_embd.weight, and the configuration ties them")
+    output, embedding = state.pop("lm_head.weight", None), state.get("model.embed_tokens.weight")
+    if output is not None and embedding is not None and not torch.equal(output, embedding):
+        raise AprtError(
+            f"{path}: output.weight is not token_embd.weight, and the configuration ties them"
+        )
 
 
 def _build(
@@ -273,11 +290,19 @@ def _apply_rope_factors(path: Path, model: torch.nn.Module, factors: torch.Tenso
     rotary = model.model.rotary_emb
     unscaled, _ = rotary.compute_default_rope_parameters(model.config)
     if factors.shape != unscaled.shape:
-        raise AprtError(f"{path}: {ROPE_FREQS} has shape {list(factors.shape)}, expected {list(unscaled.shape)}")
-    if rotary.rope_type == "dynamic" or rotary.rope_type == "longrope":
-        raise AprtError(f"{path}: {ROPE_FREQS} and rope_type {rotary.rope_type!r} contradict each other")
+        raise AprtError(
+            f"{path}: {ROPE_FREQS} has shape {list(factors.shape)}, expected {list(unscaled.shape)}"
+        )
+    if rotary.rope_type in ("dynamic", "longrope"):
+        raise AprtError(
+            f"{path}: {ROPE_FREQS} and rope_type {rotary.rope_type!r} contradict each other"
+        )
     scaled = unscaled / factors
-    if rotary.rope_type != "default" and not torch.allclose(scaled, rotary.inv_freq, rtol=1e-4, atol=0):
-        raise AprtError(f"{path}: {ROPE_FREQS} and the configuration's {rotary.rope_type!r} scaling differ")
+    if rotary.rope_type != "default" and not torch.allclose(
+        scaled, rotary.inv_freq, rtol=1e-4, atol=0
+    ):
+        raise AprtError(
+            f"{path}: {ROPE_FREQS} and the configuration's {rotary.rope_type!r} scaling differ"
+        )
     rotary.inv_freq.copy_(scaled)
     rotary.original_inv_freq.copy_(scaled)

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from . import gguf_model
 from .errors import AprtError
-from .hf import DTYPES, Provenance, capture, check_architecture, model_dims, step_layout
+from .hf import DTYPES, Provenance, capture, check_architecture, model_dims
 from .stages import Rows, select_sites
 from .store import read_manifest
+from .taps import step_layout
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -31,14 +33,14 @@ SINGLE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to prefill, then ids to decode one by one (teacher-forced) or a number of greedy steps."""
+    """Token ids to prefill, then ids to decode one by one, or a number of greedy steps."""
 
     ids: list[int]
     forced: list[int] = field(default_factory=list)
     greedy: int = 0
     mode: str = "tokens"
     text: str | None = None
-    tokens_text: list[str] | None = None
+    token_text: Callable[[int], str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,25 @@ class Selection:
 # Models
 
 
-def load(path: Path, dtype: str, hf_config: Path | None = None) -> tuple[torch.nn.Module, Provenance]:
+def load(
+    path: Path, dtype: str, hf_config: Path | None = None
+) -> tuple[torch.nn.Module, Provenance]:
     """A model for eager attention in `dtype`, and where it came from."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if path.is_dir():
         if hf_config is not None:
-            raise AprtError(f"{path}: --hf-config is for GGUF files; a directory has its own config.json")
+            raise AprtError(
+                f"{path}: --hf-config is for GGUF files; a directory has its own config.json"
+            )
         model, provenance = _load_directory(path, DTYPES[dtype])
     elif path.is_file():
         with open(path, "rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
-            raise AprtError(f"{path}: neither a GGUF file nor a directory with config.json and safetensors")
+            raise AprtError(
+                f"{path}: neither a GGUF file nor a directory with config.json and safetensors"
+            )
         model, index = gguf_model.load(path, DTYPES[dtype], hf_config)
         provenance = Provenance(str(path), "gguf", index_sha256(index.tensors), index.weight_types)
     else:
@@ -75,10 +83,16 @@ def _load_directory(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Pr
     config = _read_json(path / "config.json")
     check_architecture(config.get("model_type"), path)
     if "quantization_config" in config:
-        raise AprtError(f"{path}: quantised checkpoints are not supported; give the unquantised one or a GGUF")
+        raise AprtError(
+            f"{path}: quantised checkpoints are not supported; give the unquantised one or a GGUF"
+        )
     index = _safetensors_index(path)
     model, info = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation="eager", local_files_only=True, output_loading_info=True
+        path,
+        dtype=dtype,
+        attn_implementation="eager",
+        local_files_only=True,
+        output_loading_info=True,
     )
     problems = {
         "are missing from the files": info["missing_keys"],
@@ -112,7 +126,9 @@ def _safetensors_index(path: Path) -> list[tuple[str, str, Sequence[int]]]:
 
 
 def index_sha256(entries: Iterable[tuple[str, str, Sequence[int]]]) -> str:
-    lines = (f"{name} {dtype} {','.join(map(str, shape))}\n" for name, dtype, shape in sorted(entries))
+    lines = (
+        f"{name} {dtype} {','.join(map(str, shape))}\n" for name, dtype, shape in sorted(entries)
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -141,18 +157,21 @@ def prompt_from_capture(directory: Path) -> Prompt:
     if any(step.get("slot", 0) != 0 for step in steps):
         raise AprtError(f"{directory}: holds several sequences (slots); only one can be replayed")
     ids: list[int] = []
-    text: list[str] = []
+    texts: dict[int, str] = {}
     for step in steps:
         expected = list(range(len(ids), len(ids) + len(step["token_ids"])))
         if step["positions"] != expected:
-            raise AprtError(f"{directory}: {step['file']} does not continue the sequence at position {len(ids)}")
+            raise AprtError(
+                f"{directory}: {step['file']} does not continue the sequence at position {len(ids)}"
+            )
         ids += step["token_ids"]
-        text += step.get("tokens_text") or []
-    decoded = [s["phase"] == "decode" for s in steps]
-    if sorted(decoded) != decoded or any(d and len(s["token_ids"]) != 1 for d, s in zip(decoded, steps)):
-        raise AprtError(f"{directory}: decode steps of one token, after all prefill steps, are expected")
-    split = len(ids) - sum(decoded)
-    return Prompt(ids[:split], ids[split:], tokens_text=text if len(text) == len(ids) else None)
+        texts.update(zip(step["token_ids"], step.get("tokens_text", ()), strict=False))
+    decodes = [step["phase"] == "decode" for step in steps]
+    lengths = {len(step["token_ids"]) for step in steps if step["phase"] == "decode"}
+    if decodes != sorted(decodes) or not lengths <= {1}:
+        raise AprtError(f"{directory}: expected prefill steps, then decode steps of one token each")
+    split = len(ids) - sum(decodes)
+    return Prompt(ids[:split], ids[split:], token_text=texts.get)
 
 
 def prompt_from_text(model_path: Path, text: str, chat: bool) -> Prompt:
@@ -160,18 +179,25 @@ def prompt_from_text(model_path: Path, text: str, chat: bool) -> Prompt:
     tokenizer = _tokenizer(model_path)
     if tokenizer is None:
         raise AprtError(
-            f"{model_path}: -p needs a tokenizer.json in a Hugging Face directory; give --tokens or --tokens-from"
+            f"{model_path}: -p needs a Hugging Face directory with tokenizer.json; "
+            "give --tokens or --tokens-from"
         )
     if chat:
         templates = AutoTokenizer.from_pretrained(model_path, local_files_only=True)
         if not templates.chat_template:
             raise AprtError(f"{model_path}: has no chat template; drop --chat")
         messages = [{"role": "user", "content": text}]
-        rendered = templates.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = templates.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         ids = tokenizer.encode(rendered, add_special_tokens=False).ids
     else:
         ids = tokenizer.encode(text).ids
     return Prompt(ids, mode="chat" if chat else "text", text=text)
+
+
+def _token_text(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.decode([token], skip_special_tokens=False)
 
 
 def _tokenizer(model_path: Path) -> Tokenizer | None:
@@ -200,9 +226,10 @@ def run(
     note(f"{1 + count} steps, {size / 1e6:.1f} MB of tensors, to {out}")
 
     tokenizer = _tokenizer(path)
-    text = prompt.tokens_text
-    if text is None and tokenizer is not None:
-        text = [tokenizer.decode([i], skip_special_tokens=False) for i in prompt.ids + prompt.forced]
+    if tokenizer is None:
+        token_text = prompt.token_text
+    else:
+        token_text = partial(_token_text, tokenizer)
     with capture(
         model,
         out,
@@ -211,7 +238,7 @@ def run(
         rows=selection.rows,
         force=force,
         prompt={"mode": prompt.mode, "text": prompt.text},
-        tokens_text=text,
+        token_text=token_text,
         provenance=provenance,
     ):
         decoded = _forward(model, prompt)

@@ -1,4 +1,4 @@
-"""What the manifest says about the arithmetic: the ops of a torch forward, in the order of computation."""
+"""What the manifest says about the arithmetic: the ops of a torch forward, in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from .stages import Dims
 
-# Op, the stages it computes, the modules whose weights it reads. Torch fuses a projection and its bias.
+# Op, the stages it computes, the modules whose weights it reads. Torch fuses projection and bias.
 _LAYER_OPS = (
     ("rms_norm", ("attn_norm",), ("input_layernorm",)),
     ("linear", ("qkv_matmul", "qkv_bias"), tuple(f"self_attn.{p}_proj" for p in "qkv")),

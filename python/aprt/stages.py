@@ -114,7 +114,7 @@ def all_sites(dims: Dims) -> list[Site]:
 
 
 def select_sites(dims: Dims, stages: str = "all", layers: str = "all") -> list[Site]:
-    """The sites named by a comma list of stages and one of layers (`0..4,7,last`; `..` excludes its end).
+    """The sites named by a comma list of stages and one of layers (`0..4,7,last`, 4 excluded).
 
     Stages of the whole model are not affected by `layers`.
     """
@@ -135,7 +135,9 @@ def _parse_stages(dims: Dims, text: str) -> set[str]:
     for word in text.split(","):
         name = ALIASES.get(word.strip(), word.strip())
         if name not in have:
-            raise AprtError(f"stage {word.strip()!r}: this model has none; it has {', '.join(have)}")
+            raise AprtError(
+                f"stage {word.strip()!r}: this model has none; it has {', '.join(have)}"
+            )
         wanted.add(name)
     return wanted
 
@@ -163,7 +165,9 @@ def _parse_range(text: str, what: str) -> Sequence[int]:
     except ValueError:
         raise AprtError(f"{what} {text!r}: expected a number or a range like 0..4") from None
     if not numbers:
-        raise AprtError(f"{what} {text!r}: the range is empty (its end is excluded; 0..=4 includes it)")
+        raise AprtError(
+            f"{what} {text!r}: the range is empty (its end is excluded; 0..=4 includes it)"
+        )
     return numbers
 
 

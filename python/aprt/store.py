@@ -67,30 +67,34 @@ class StepInfo:
         return head
 
 
+def check_target(out: Path, force: bool) -> None:
+    """Refuses a directory that holds something, unless it is a capture and `force` is set."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise AprtError(f"{out}: exists and is not a directory")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise AprtError(f"{out}: not empty; give another output, or --force to replace a capture")
+    if not (out / MANIFEST).is_file():
+        raise AprtError(f"{out}: --force replaces captures only, and this has no {MANIFEST}")
+
+
 class CaptureWriter:
     """Writes one capture; `finish` makes it appear under its final name, `abandon` removes it."""
 
     def __init__(self, out: str | os.PathLike, *, force: bool = False):
         self.out = Path(os.path.abspath(out))
-        self._check_target(force)
+        check_target(self.out, force)
         self.partial = self.out.with_name(f"{self.out.name}.partial-{os.getpid()}")
         try:
             self.partial.mkdir(parents=True)
         except FileExistsError:
-            raise AprtError(f"{self.partial}: exists already; another capture is being written") from None
+            raise AprtError(
+                f"{self.partial}: exists already; another capture is being written"
+            ) from None
         self.steps: list[dict] = []
-
-    def _check_target(self, force: bool) -> None:
-        if not self.out.exists():
-            return
-        if not self.out.is_dir():
-            raise AprtError(f"{self.out}: exists and is not a directory")
-        if not any(self.out.iterdir()):
-            return
-        if not force:
-            raise AprtError(f"{self.out}: not empty; give another --output, or --force to replace it")
-        if not (self.out / MANIFEST).is_file():
-            raise AprtError(f"{self.out}: --force replaces captures only, and this has no {MANIFEST}")
 
     def step(self, info: StepInfo, tensors: Sequence[TensorSpec]) -> StepWriter:
         path = self.partial / f"step-{len(self.steps):04}.safetensors"
@@ -116,9 +120,7 @@ class CaptureWriter:
 class StepWriter:
     """Streams the tensors of one step to their places in a safetensors file, in any order."""
 
-    def __init__(
-        self, path: Path, info: StepInfo, tensors: Sequence[TensorSpec], done: list[dict]
-    ):
+    def __init__(self, path: Path, info: StepInfo, tensors: Sequence[TensorSpec], done: list[dict]):
         self._path, self._info, self._done = path, info, done
         self._specs = {spec.name: spec for spec in tensors}
         self._entries: dict[str, dict] = {}
@@ -133,7 +135,9 @@ class StepWriter:
         """Stores one tensor. Its shape is the one announced, and it comes once."""
         spec = self._specs[name]
         if value.shape != spec.shape:
-            raise AprtError(f"{name}: the model computed shape {value.shape}, expected {spec.shape}")
+            raise AprtError(
+                f"{name}: the model computed shape {value.shape}, expected {spec.shape}"
+            )
         if name in self._entries:
             raise AprtError(f"{name}: computed twice in one step")
         data = np.ascontiguousarray(value, dtype="<f4").tobytes()
@@ -157,9 +161,7 @@ class StepWriter:
         if missing:
             raise AprtError(f"{self._path.name}: the model did not compute {', '.join(missing)}")
         tensors = [self._entries[name] for name in self._specs]
-        self._done.append(
-            {"file": self._path.name, **self._info.to_manifest(), "tensors": tensors}
-        )
+        self._done.append({"file": self._path.name, **self._info.to_manifest(), "tensors": tensors})
 
     def abandon(self) -> None:
         self._file.close()
@@ -177,7 +179,7 @@ def _layout(tensors: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int]]:
     return header, {name: len(header) + e["data_offsets"][0] for name, e in entries.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step(Mapping):
     """One step of a capture: a mapping from tensor names to arrays, and its manifest entry."""
 
