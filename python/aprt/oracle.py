@@ -93,15 +93,16 @@ def _load_directory(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Pr
         attn_implementation="eager",
         local_files_only=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, by name
     )
     problems = {
         "are missing from the files": info["missing_keys"],
-        "have another shape than config.json says": info["mismatched_keys"],
+        "have another shape than config.json says": {name for name, *_ in info["mismatched_keys"]},
         "belong to no parameter of the model": info["unexpected_keys"],
     }
     for problem, names in problems.items():
         if names:
-            raise AprtError(f"{path}: tensors {problem}: {', '.join(sorted(map(str, names)))}")
+            raise AprtError(f"{path}: tensors {problem}: {', '.join(sorted(names))}")
     types = {name: dtype for name, dtype, _ in index}
     return model, Provenance(str(path), "safetensors", index_sha256(index), types)
 

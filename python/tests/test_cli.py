@@ -150,7 +150,9 @@ def test_errors_are_one_line_and_exit_with_2(directory, arguments, message, tmp_
 def test_directories_that_do_not_fit_are_refused(change, message, tmp_path, capsys):
     make_model("qwen3").save_pretrained(tmp_path / "hf")
     config = tmp_path / "hf" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    settings = json.loads(config.read_text()) | change
+    settings.pop("layer_types")  # its length would contradict num_hidden_layers
+    config.write_text(json.dumps(settings))
     assert hf(tmp_path / "hf", tmp_path / "c", "--tokens", "1") == 2
     assert message in capsys.readouterr().err
 

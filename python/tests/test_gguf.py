@@ -1,4 +1,4 @@
-"""A GGUF of a model gives the capture of the model: the files are written here, by llama.cpp's rules."""
+"""A GGUF of a model gives the model's capture: files are written here, by llama.cpp's rules."""
 
 import numpy as np
 import pytest
