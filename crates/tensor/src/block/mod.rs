@@ -73,6 +73,12 @@ pub trait Block: FromBytes + Immutable + KnownLayout + Unaligned + Sized {
 pub struct Half([u8; 2]);
 
 impl Half {
+    /// The bits, for hardware that converts them.
+    #[inline]
+    pub fn to_bits(self) -> u16 {
+        u16::from_le_bytes(self.0)
+    }
+
     /// The number, exactly.
     pub fn to_f32(self) -> f32 {
         f16::from_le_bytes(self.0).to_f32()
