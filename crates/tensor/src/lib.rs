@@ -5,12 +5,14 @@
 //! keeping a memory map alive, and has no fast paths: those belong to the backends, which are tested
 //! against it.
 
+pub mod activation;
 pub mod block;
 mod bytes;
 mod dtype;
 mod error;
 mod shape;
 mod stored;
+mod summary;
 
 pub use block::dequantize;
 pub use bytes::Bytes;
@@ -18,3 +20,4 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use shape::Shape;
 pub use stored::Stored;
+pub use summary::Summary;
