@@ -1,0 +1,223 @@
+//! Tensors by role, checked against the config, in the order of rows that the decoder wants.
+
+use std::collections::BTreeMap;
+
+use apr_format::Checkpoint;
+use apr_tensor::{Shape, Stored};
+
+use super::config::{HeadRows, head_rows, read_config};
+use crate::{
+    Architecture, Backend, Config, Error, LayerRole, Result, RopeFrequencies, RopeScaling,
+    decoder::{Decoder, Layer},
+    names::{Role, role_of},
+};
+
+/// Takes the weights of `checkpoint` to `backend`.
+pub(crate) fn bind<B: Backend>(
+    backend: &B,
+    checkpoint: &Checkpoint,
+) -> Result<Decoder<B::Weight, B::Vector>> {
+    let mut config = read_config(checkpoint)?;
+    let mut tensors = Tensors::of(checkpoint, &config)?;
+    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+    let (q_dim, kv_dim, head_dim) = (config.q_dim(), config.kv_dim(), config.head_dim);
+
+    let table = tensors.take(Role::TokenEmbd, [config.vocab_size, hidden])?;
+    let head = match config.tie_word_embeddings {
+        // Hugging Face ties on the config's word, whatever else the file holds.
+        true => tensors.take_if_there(Role::Output, [config.vocab_size, hidden])?.and(None),
+        false => Some(tensors.take(Role::Output, [config.vocab_size, hidden])?),
+    };
+    if let Some(factors) = tensors.take_if_there(Role::RopeFreqs, [config.rotary_dim / 2])? {
+        config.rope_scaling = RopeScaling::Factors(factors.stored.to_f32()?);
+    }
+
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for index in 0..config.num_hidden_layers {
+        let mut take = |role: LayerRole, shape: &[usize]| {
+            tensors.take(Role::Layer(index, role), Shape::new(shape))
+        };
+        let qkv = [
+            take(LayerRole::AttnQ, &[q_dim, hidden])?,
+            take(LayerRole::AttnK, &[kv_dim, hidden])?,
+            take(LayerRole::AttnV, &[kv_dim, hidden])?,
+        ];
+        let qkv_bias = match config.attention_bias {
+            false => None,
+            true => Some([
+                take(LayerRole::AttnQBias, &[q_dim])?,
+                take(LayerRole::AttnKBias, &[kv_dim])?,
+                take(LayerRole::AttnVBias, &[kv_dim])?,
+            ]),
+        };
+        let mut head_norm = |role| match config.qk_norm {
+            false => Ok(None),
+            true => take(role, &[head_dim])?.vector(backend).map(Some),
+        };
+        let (q_norm, k_norm) = (head_norm(LayerRole::AttnQNorm)?, head_norm(LayerRole::AttnKNorm)?);
+        layers.push(Layer {
+            attn_norm: take(LayerRole::AttnNorm, &[hidden])?.vector(backend)?,
+            qkv: Named::joined_weight(backend, &qkv)?,
+            qkv_bias: qkv_bias.map(|parts| Named::joined_vector(backend, &parts)).transpose()?,
+            q_norm,
+            k_norm,
+            attn_output: take(LayerRole::AttnOutput, &[hidden, q_dim])?.weight(backend)?,
+            ffn_norm: take(LayerRole::FfnNorm, &[hidden])?.vector(backend)?,
+            ffn_gate: take(LayerRole::FfnGate, &[ffn, hidden])?.weight(backend)?,
+            ffn_up: take(LayerRole::FfnUp, &[ffn, hidden])?.weight(backend)?,
+            ffn_down: take(LayerRole::FfnDown, &[hidden, ffn])?.weight(backend)?,
+        });
+    }
+    let norm = tensors.take(Role::OutputNorm, [hidden])?.vector(backend)?;
+    tensors.all_used(config.architecture)?;
+
+    Ok(Decoder {
+        rope: rope_frequencies(&config),
+        embed_tokens: table.weight(backend)?,
+        lm_head: head.map(|head| head.weight(backend)).transpose()?,
+        layers,
+        norm,
+        config,
+    })
+}
+
+fn rope_frequencies(config: &Config) -> RopeFrequencies {
+    let plain = RopeFrequencies::new(config.rope_theta, config.rotary_dim);
+    match &config.rope_scaling {
+        RopeScaling::None => plain,
+        RopeScaling::Linear { factor } => plain.linear(*factor),
+        RopeScaling::Llama3(scaling) => plain.llama3(scaling),
+        RopeScaling::Factors(factors) => plain.divided_by(factors),
+    }
+}
+
+/// A tensor and what to call it in an error.
+struct Named {
+    file: String,
+    name: String,
+    stored: Stored,
+}
+
+impl Named {
+    fn weight<B: Backend>(self, backend: &B) -> Result<B::Weight> {
+        Self::joined_weight(backend, &[self])
+    }
+
+    fn vector<B: Backend>(self, backend: &B) -> Result<B::Vector> {
+        Self::joined_vector(backend, &[self])
+    }
+
+    fn joined_weight<B: Backend>(backend: &B, parts: &[Self]) -> Result<B::Weight> {
+        backend.weight(&Self::stored(parts)).map_err(|error| Self::blame(parts, error))
+    }
+
+    fn joined_vector<B: Backend>(backend: &B, parts: &[Self]) -> Result<B::Vector> {
+        backend.vector(&Self::stored(parts)).map_err(|error| Self::blame(parts, error))
+    }
+
+    fn stored(parts: &[Self]) -> Vec<Stored> {
+        parts.iter().map(|part| part.stored.clone()).collect()
+    }
+
+    /// Names the tensors in an error that the backend could only give types for.
+    fn blame(parts: &[Self], error: Error) -> Error {
+        match error {
+            Error::WeightType { backend, types, supported } => Error::UnsupportedType {
+                file: parts[0].file.clone(),
+                name: parts.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join("`, `"),
+                types,
+                backend,
+                supported,
+            },
+            other => other,
+        }
+    }
+}
+
+/// The tensors of a checkpoint that nobody has taken yet.
+struct Tensors<'c> {
+    file: String,
+    by_role: BTreeMap<Role, (&'c str, &'c Stored)>,
+    foreign: Vec<&'c str>,
+    head_rows: HeadRows,
+    head_dim: usize,
+}
+
+impl<'c> Tensors<'c> {
+    fn of(checkpoint: &'c Checkpoint, config: &Config) -> Result<Self> {
+        let file = checkpoint.path().display().to_string();
+        let mut by_role = BTreeMap::new();
+        let mut foreign = Vec::new();
+        for (name, stored) in checkpoint.tensors() {
+            match role_of(name) {
+                Some(role) => {
+                    if let Some((first, _)) = by_role.insert(role, (name, stored)) {
+                        let (first, second) = (first.to_owned(), name.to_owned());
+                        let role = role.to_string();
+                        return Err(Error::DuplicateTensor { file, role, first, second });
+                    }
+                }
+                // Old Hugging Face checkpoints store what the config already says.
+                None if name.ends_with(".rotary_emb.inv_freq") => {}
+                None => foreign.push(name),
+            }
+        }
+        let head_rows = head_rows(checkpoint, config)?;
+        Ok(Self { file, by_role, foreign, head_rows, head_dim: config.head_dim })
+    }
+
+    fn take(&mut self, role: Role, shape: impl Into<Shape>) -> Result<Named> {
+        self.take_if_there(role, shape)?.ok_or_else(|| Error::MissingTensor {
+            file: self.file.clone(),
+            name: format!("{}` or `{}", role.gguf_name(), role.hf_name()),
+        })
+    }
+
+    /// The tensor of `role`, with the rows of heads in the order of rotation by halves.
+    fn take_if_there(&mut self, role: Role, shape: impl Into<Shape>) -> Result<Option<Named>> {
+        let Some((name, stored)) = self.by_role.remove(&role) else { return Ok(None) };
+        let (expected, found) = (shape.into(), stored.shape().clone());
+        let (file, name) = (self.file.clone(), name.to_owned());
+        if found != expected {
+            return Err(Error::TensorShape { file, name, expected, found });
+        }
+        let stored = match (self.head_rows, role) {
+            (HeadRows::Interleaved, Role::Layer(_, LayerRole::AttnQ | LayerRole::AttnK)) => {
+                self.deinterleave(stored)
+            }
+            (
+                HeadRows::Interleaved,
+                Role::Layer(_, LayerRole::AttnQBias | LayerRole::AttnKBias),
+            ) => {
+                let column = stored.with_shape([found.elements(), 1])?;
+                self.deinterleave(&column).with_shape(found)?
+            }
+            _ => stored.clone(),
+        };
+        Ok(Some(Named { file, name, stored }))
+    }
+
+    /// Rows `2i` and `2i + 1` of each head go to `i` and `i + head_dim / 2`.
+    fn deinterleave(&self, stored: &Stored) -> Stored {
+        let (head_dim, half) = (self.head_dim, self.head_dim / 2);
+        stored.permute_rows(|row| {
+            let (head, channel) = (row / head_dim, row % head_dim);
+            head * head_dim + 2 * (channel % half) + channel / half
+        })
+    }
+
+    fn all_used(self, architecture: Architecture) -> Result<()> {
+        let left = self.by_role.values().map(|(name, _)| *name);
+        let unused: Vec<&str> = left.chain(self.foreign).collect();
+        if unused.is_empty() {
+            return Ok(());
+        }
+        const SHOWN: usize = 6;
+        let mut names = format!("`{}`", unused[..unused.len().min(SHOWN)].join("`, `"));
+        if unused.len() > SHOWN {
+            names += &format!(" and {} more", unused.len() - SHOWN);
+        }
+        let architecture = architecture.name();
+        Err(Error::UnknownTensors { file: self.file, architecture, names })
+    }
+}

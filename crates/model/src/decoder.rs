@@ -1,0 +1,98 @@
+//! The decoder: embedding, layers, final norm, head. The one forward pass.
+//!
+//! Qwen2, Qwen3 and Llama are the same decoder; what differs is which weights a layer has and what the
+//! [`Config`] says. All of it is here, in the order of the papers (Touvron et al. 2023 for the block, Shazeer 2020
+//! for SwiGLU, Ainslie et al. 2023 for grouped queries).
+
+use crate::{Backend, Config, Cx, Result, RopeFrequencies, Site, Stage::*};
+
+/// A decoder's weights, in a backend's own form.
+#[derive(Debug)]
+pub(crate) struct Decoder<W, V> {
+    pub(crate) config: Config,
+    pub(crate) rope: RopeFrequencies,
+    pub(crate) embed_tokens: W, // [vocab, hidden]
+    pub(crate) layers: Vec<Layer<W, V>>,
+    pub(crate) norm: V, // [hidden]
+    /// `None` if the head is tied to the embedding.
+    pub(crate) lm_head: Option<W>, // [vocab, hidden]
+}
+
+/// The weights of one layer.
+#[derive(Debug)]
+pub(crate) struct Layer<W, V> {
+    pub(crate) attn_norm: V,        // [hidden]
+    pub(crate) qkv: W,              // [q_dim + 2 * kv_dim, hidden]
+    pub(crate) qkv_bias: Option<V>, // [q_dim + 2 * kv_dim]
+    pub(crate) q_norm: Option<V>,   // [head_dim]
+    pub(crate) k_norm: Option<V>,   // [head_dim]
+    pub(crate) attn_output: W,      // [hidden, q_dim]
+    pub(crate) ffn_norm: V,         // [hidden]
+    pub(crate) ffn_gate: W,         // [ffn, hidden]
+    pub(crate) ffn_up: W,           // [ffn, hidden]
+    pub(crate) ffn_down: W,         // [hidden, ffn]
+}
+
+/// Token ids in, logits of the rows asked for out: `[logit rows, vocab]`.
+pub(crate) fn forward<B: Backend>(
+    cx: &mut Cx<'_, B>,
+    decoder: &Decoder<B::Weight, B::Vector>,
+    kv: &mut [B::Kv],
+) -> Result<B::Tensor> {
+    let Decoder { config, rope, embed_tokens, layers, norm, lm_head } = decoder;
+    let step = cx.step();
+    let rotation = rope.table(step.first_position..step.first_position + step.tokens.len());
+
+    let mut x = cx.embed(Site::whole(Embedding), embed_tokens)?; // [n, hidden]
+    for ((index, layer), kv) in layers.iter().enumerate().zip(kv) {
+        x = decoder_layer(cx, config, index, layer, x, kv, &rotation)?;
+    }
+    let x = cx.rms_norm(Site::whole(FinalNorm), &x, norm, config.rms_norm_eps)?;
+    let x = cx.rows(&x, step.logit_rows.clone())?;
+    cx.linear(Site::whole(LmHead), &x, lm_head.as_ref().unwrap_or(embed_tokens))
+}
+
+fn decoder_layer<B: Backend>(
+    cx: &mut Cx<'_, B>,
+    config: &Config,
+    index: usize,
+    layer: &Layer<B::Weight, B::Vector>,
+    x: B::Tensor, // [n, hidden]
+    kv: &mut B::Kv,
+    rotation: &crate::RopeTable,
+) -> Result<B::Tensor> {
+    let at = |stage| Site::layer(index, stage);
+    let eps = config.rms_norm_eps;
+    let (heads, kv_heads, head_dim) =
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+
+    // x + attention(norm(x))
+    let h = cx.rms_norm(at(AttnNorm), &x, &layer.attn_norm, eps)?;
+    let mut qkv = cx.linear(at(QkvMatmul), &h, &layer.qkv)?;
+    if let Some(bias) = &layer.qkv_bias {
+        qkv = cx.add_bias(at(QkvBias), &qkv, bias)?;
+    }
+    let mut q = cx.heads(&qkv, 0, heads, head_dim)?; // [n, heads, head_dim]
+    let mut k = cx.heads(&qkv, heads * head_dim, kv_heads, head_dim)?;
+    let v = cx.heads(&qkv, (heads + kv_heads) * head_dim, kv_heads, head_dim)?;
+    if let Some(norm) = &layer.q_norm {
+        q = cx.rms_norm(at(QNorm), &q, norm, eps)?;
+    }
+    if let Some(norm) = &layer.k_norm {
+        k = cx.rms_norm(at(KNorm), &k, norm, eps)?;
+    }
+    let q = cx.rope(at(QPostRope), &q, rotation)?;
+    let k = cx.rope(at(KPostRope), &k, rotation)?;
+    cx.kv_append(kv, &k, &v)?;
+    let a = cx.attention(index, &q, kv, 1.0 / (head_dim as f64).sqrt())?; // [n, q_dim]
+    let a = cx.linear(at(AttnOut), &a, &layer.attn_output)?;
+    let x = cx.add(at(PostAttnResidual), &x, &a)?;
+
+    // x + down(silu(gate(norm(x))) * up(norm(x)))
+    let h = cx.rms_norm(at(FfnNorm), &x, &layer.ffn_norm, eps)?;
+    let gate = cx.linear(at(FfnGate), &h, &layer.ffn_gate)?; // [n, ffn]
+    let up = cx.linear(at(FfnUp), &h, &layer.ffn_up)?;
+    let f = cx.swiglu(index, &gate, &up)?;
+    let f = cx.linear(at(FfnOut), &f, &layer.ffn_down)?;
+    cx.add(at(PostFfnResidual), &x, &f)
+}

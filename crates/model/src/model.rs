@@ -1,0 +1,208 @@
+//! A bound model, its cache, and the step.
+
+use std::ops::Range;
+
+use apr_format::Checkpoint;
+
+use crate::{
+    Backend, Config, Cx, Error, KvShape, Observer, Phase, Plan, Result, Site, Stage, Step, TapSet,
+    Values,
+    bind::bind,
+    decoder::{Decoder, forward},
+};
+
+/// A model on a backend, ready to run.
+#[allow(missing_debug_implementations, reason = "a backend's weights need not be printable")]
+pub struct Model<B: Backend> {
+    backend: B,
+    decoder: Decoder<B::Weight, B::Vector>,
+    plan: Plan,
+}
+
+impl<B: Backend> Model<B> {
+    /// Takes the weights of `checkpoint` to `backend`.
+    pub fn load(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
+        let decoder = bind(&backend, checkpoint)?;
+        let plan = Plan::of(&backend, &decoder)?;
+        Ok(Self { backend, decoder, plan })
+    }
+
+    /// The model's dimensions and constants.
+    pub fn config(&self) -> &Config {
+        &self.decoder.config
+    }
+
+    /// Where it runs.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// What each step executes.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// An empty cache for sequences of up to `capacity` positions.
+    pub fn cache(&self, capacity: usize) -> Result<Cache<B>> {
+        let config = self.config();
+        if capacity > config.max_position_embeddings {
+            return Err(Error::ContextFull {
+                needed: capacity,
+                capacity: config.max_position_embeddings,
+            });
+        }
+        let shape = KvShape { heads: config.num_key_value_heads, head_dim: config.head_dim };
+        let layers = (0..config.num_hidden_layers)
+            .map(|_| self.backend.kv(shape, capacity))
+            .collect::<Result<_>>()?;
+        Ok(Cache { layers, len: 0, capacity, steps: 0 })
+    }
+
+    /// Runs `input` through the model, after what `cache` has seen, in front of `observer`.
+    ///
+    /// An error leaves the cache unusable for more than inspection of its length.
+    pub fn step(
+        &self,
+        input: StepInput<'_>,
+        cache: &mut Cache<B>,
+        observer: &mut dyn Observer,
+    ) -> Result<Logits> {
+        let StepInput { tokens, phase, chunk, logits } = input;
+        let vocab_size = self.config().vocab_size;
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id, vocab_size });
+        }
+        let needed = cache.len + tokens.len();
+        if needed > cache.capacity {
+            return Err(Error::ContextFull { needed, capacity: cache.capacity });
+        }
+        let step = Step {
+            index: cache.steps,
+            phase,
+            chunk,
+            tokens,
+            first_position: cache.len,
+            logit_rows: logits.of(tokens.len()),
+        };
+
+        let taps = observer.wanted();
+        let at_edge = |source| Error::Observer { site: None, source };
+        if !taps.is_empty() {
+            observer.begin(&step).map_err(at_edge)?;
+        }
+        let mut cx = Cx::new(&self.backend, &step, &taps, observer);
+        let logits = forward(&mut cx, &self.decoder, &mut cache.layers)?;
+        cx.finish()?;
+        if !taps.is_empty() {
+            observer.end(&step).map_err(at_edge)?;
+        }
+
+        cache.len = needed;
+        cache.steps += 1;
+        self.download(&logits, vocab_size)
+    }
+
+    fn download(&self, logits: &B::Tensor, vocab_size: usize) -> Result<Logits> {
+        let mut values = Vec::new();
+        let mut sink = |_: Site, view: crate::View<'_>| {
+            match view.values {
+                Values::F32(v) => values.extend_from_slice(v),
+                Values::F64(v) => values.extend(v.iter().map(|&x| x as f32)),
+            }
+            Ok(())
+        };
+        self.backend.show(Site::whole(Stage::LmHead), logits, &mut sink)?;
+        self.backend.drain(&mut sink)?;
+        Ok(Logits { values, vocab_size })
+    }
+
+    /// Every site that this model can show.
+    pub fn all_taps(&self) -> TapSet {
+        self.plan.sites().iter().copied().collect()
+    }
+}
+
+/// What a step is to compute.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInput<'a> {
+    /// The tokens, which follow those that the cache has seen.
+    pub tokens: &'a [u32],
+    /// Prompt or continuation.
+    pub phase: Phase,
+    /// The number of this prefill chunk.
+    pub chunk: usize,
+    /// Which rows get logits.
+    pub logits: LogitRows,
+}
+
+/// Which rows of a step get logits. A row's logits do not depend on the choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum LogitRows {
+    None,
+    Last,
+    All,
+}
+
+impl LogitRows {
+    fn of(self, rows: usize) -> Range<usize> {
+        match self {
+            Self::None => rows..rows,
+            Self::Last => rows - 1..rows,
+            Self::All => 0..rows,
+        }
+    }
+}
+
+/// The keys and values of a sequence.
+#[allow(missing_debug_implementations, reason = "a backend's cache need not be printable")]
+pub struct Cache<B: Backend> {
+    layers: Vec<B::Kv>,
+    len: usize,
+    capacity: usize,
+    steps: usize,
+}
+
+impl<B: Backend> Cache<B> {
+    /// Positions seen so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has been seen.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Positions that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+}
+
+/// The logits of a step, `[rows asked for, vocab]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocab_size: usize,
+}
+
+impl Logits {
+    /// All values, row after row.
+    pub fn as_slice(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// One row after the other.
+    pub fn rows(&self) -> impl DoubleEndedIterator<Item = &[f32]> {
+        self.values.chunks_exact(self.vocab_size)
+    }
+
+    /// The last row, if any was asked for.
+    pub fn last(&self) -> Option<&[f32]> {
+        self.rows().next_back()
+    }
+}

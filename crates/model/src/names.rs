@@ -1,0 +1,140 @@
+//! One tensor, three names: what a checkpoint's tensors are for.
+
+use std::fmt;
+
+/// What a tensor is for, whatever its container calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The token embedding table, `[vocab, hidden]`.
+    TokenEmbd,
+    /// A tensor of decoder layer `.0`.
+    Layer(usize, LayerRole),
+    /// The norm after the last layer.
+    OutputNorm,
+    /// The head, `[vocab, hidden]`, where it is not tied to the embedding.
+    Output,
+    /// Divisors of the rotary frequencies (GGUF only).
+    RopeFreqs,
+}
+
+/// What a tensor of a layer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the variants are the rows of the table below")]
+pub enum LayerRole {
+    AttnNorm,
+    AttnQ,
+    AttnK,
+    AttnV,
+    AttnQBias,
+    AttnKBias,
+    AttnVBias,
+    AttnQNorm,
+    AttnKNorm,
+    AttnOutput,
+    FfnNorm,
+    FfnGate,
+    FfnUp,
+    FfnDown,
+}
+
+/// Role, GGUF's name after `blk.N.`, Hugging Face's name after `model.layers.N.`.
+const LAYER: [(LayerRole, &str, &str); 14] = [
+    (LayerRole::AttnNorm, "attn_norm.weight", "input_layernorm.weight"),
+    (LayerRole::AttnQ, "attn_q.weight", "self_attn.q_proj.weight"),
+    (LayerRole::AttnK, "attn_k.weight", "self_attn.k_proj.weight"),
+    (LayerRole::AttnV, "attn_v.weight", "self_attn.v_proj.weight"),
+    (LayerRole::AttnQBias, "attn_q.bias", "self_attn.q_proj.bias"),
+    (LayerRole::AttnKBias, "attn_k.bias", "self_attn.k_proj.bias"),
+    (LayerRole::AttnVBias, "attn_v.bias", "self_attn.v_proj.bias"),
+    (LayerRole::AttnQNorm, "attn_q_norm.weight", "self_attn.q_norm.weight"),
+    (LayerRole::AttnKNorm, "attn_k_norm.weight", "self_attn.k_norm.weight"),
+    (LayerRole::AttnOutput, "attn_output.weight", "self_attn.o_proj.weight"),
+    (LayerRole::FfnNorm, "ffn_norm.weight", "post_attention_layernorm.weight"),
+    (LayerRole::FfnGate, "ffn_gate.weight", "mlp.gate_proj.weight"),
+    (LayerRole::FfnUp, "ffn_up.weight", "mlp.up_proj.weight"),
+    (LayerRole::FfnDown, "ffn_down.weight", "mlp.down_proj.weight"),
+];
+
+/// Role, GGUF's name, Hugging Face's name.
+const WHOLE: [(Role, &str, Option<&str>); 4] = [
+    (Role::TokenEmbd, "token_embd.weight", Some("model.embed_tokens.weight")),
+    (Role::OutputNorm, "output_norm.weight", Some("model.norm.weight")),
+    (Role::Output, "output.weight", Some("lm_head.weight")),
+    (Role::RopeFreqs, "rope_freqs.weight", None),
+];
+
+/// What the tensor called `name`, in GGUF's or Hugging Face's spelling, is for.
+pub fn role_of(name: &str) -> Option<Role> {
+    if let Some(row) = WHOLE.iter().find(|(_, gguf, hf)| *gguf == name || *hf == Some(name)) {
+        return Some(row.0);
+    }
+    let in_layer =
+        |prefix: &str, name_in: fn(&(LayerRole, &'static str, &'static str)) -> &'static str| {
+            let (layer, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+            let row = LAYER.iter().find(|row| name_in(row) == rest)?;
+            Some(Role::Layer(layer.parse().ok()?, row.0))
+        };
+    in_layer("blk.", |row| row.1).or_else(|| in_layer("model.layers.", |row| row.2))
+}
+
+impl Role {
+    /// The tensor's name in a GGUF file.
+    pub fn gguf_name(self) -> String {
+        match self {
+            Self::Layer(layer, role) => format!("blk.{layer}.{}", role.row().1),
+            whole => whole.row().1.to_owned(),
+        }
+    }
+
+    /// The tensor's name in a Hugging Face checkpoint; GGUF's where Hugging Face has no such tensor.
+    pub fn hf_name(self) -> String {
+        match self {
+            Self::Layer(layer, role) => format!("model.layers.{layer}.{}", role.row().2),
+            whole => whole.row().2.unwrap_or(whole.row().1).to_owned(),
+        }
+    }
+
+    fn row(self) -> &'static (Role, &'static str, Option<&'static str>) {
+        WHOLE.iter().find(|row| row.0 == self).expect("the table has every whole-model role")
+    }
+}
+
+impl LayerRole {
+    fn row(self) -> &'static (LayerRole, &'static str, &'static str) {
+        &LAYER[self as usize]
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.gguf_name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_of_every_name_find_their_role() {
+        let layers = LAYER.iter().map(|row| Role::Layer(21, row.0));
+        for role in WHOLE.iter().map(|row| row.0).chain(layers) {
+            assert_eq!(role_of(&role.gguf_name()), Some(role));
+            assert_eq!(role_of(&role.hf_name()), Some(role));
+        }
+    }
+
+    #[test]
+    fn the_layer_table_is_in_the_order_of_the_enum() {
+        for (i, row) in LAYER.iter().enumerate() {
+            assert_eq!(row.0 as usize, i, "{}", row.1);
+        }
+    }
+
+    #[test]
+    fn foreign_names_have_no_role() {
+        for name in ["blk.x.attn_q.weight", "blk.0.ffn_gate_exps.weight", "model.layers.1", ""] {
+            assert_eq!(role_of(name), None, "{name}");
+        }
+    }
+}

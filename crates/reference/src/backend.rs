@@ -1,0 +1,291 @@
+//! The ops, one loop each.
+
+use std::ops::Range;
+
+use apr_model::*;
+use apr_tensor::{DType, Stored, activation::ActivationType};
+
+use crate::{Arithmetic, Real, Tensor};
+
+/// The reference backend in `F`, computing as `Arithmetic` declares.
+#[derive(Clone, Debug)]
+pub struct Reference<F> {
+    arithmetic: Arithmetic,
+    number: std::marker::PhantomData<F>,
+}
+
+impl<F: Real> Reference<F> {
+    /// A reference that rounds what `arithmetic` declares to be rounded, and nothing else.
+    pub fn new(arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, number: std::marker::PhantomData }
+    }
+}
+
+/// One layer's cache: `[positions, heads * head_dim]` keys and values, already rounded.
+#[derive(Clone, Debug)]
+pub struct Kv<F> {
+    shape: KvShape,
+    k: Vec<F>,
+    v: Vec<F>,
+}
+
+impl<F: Real> Kv<F> {
+    fn width(&self) -> usize {
+        self.shape.heads * self.shape.head_dim
+    }
+
+    fn len(&self) -> usize {
+        self.k.len() / self.width()
+    }
+}
+
+impl<F: Real> Backend for Reference<F> {
+    type Tensor = Tensor<F>;
+    type Weight = Vec<Stored>;
+    type Vector = Vec<F>;
+    type Kv = Kv<F>;
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo { name: "reference", isa: "scalar", threads: 1, kv: self.arithmetic.kv }
+    }
+
+    fn weight(&self, parts: &[Stored]) -> Result<Vec<Stored>> {
+        match parts.iter().all(|part| part.dtype().can_dequantize()) {
+            true => Ok(parts.to_vec()),
+            false => Err(Error::weight_type("reference", parts, DType::can_dequantize)),
+        }
+    }
+
+    fn vector(&self, parts: &[Stored]) -> Result<Vec<F>> {
+        self.weight(parts)?;
+        let mut vector = Vec::new();
+        for part in parts {
+            vector.extend(part.to_f32()?.into_iter().map(|x| F::of(x.into())));
+        }
+        Ok(vector)
+    }
+
+    fn kv(&self, shape: KvShape, _: usize) -> Result<Kv<F>> {
+        Ok(Kv { shape, k: Vec::new(), v: Vec::new() })
+    }
+
+    fn embed(&self, table: &Vec<Stored>, tokens: &[u32]) -> Result<Tensor<F>> {
+        let [table] = &table[..] else { panic!("an embedding table has one part") };
+        let mut row = vec![0.0f32; table.shape().cols()];
+        let mut data = Vec::with_capacity(tokens.len() * row.len());
+        for &token in tokens {
+            table.dequantize_row(token as usize, &mut row)?;
+            data.extend(row.iter().map(|&x| F::of(x.into())));
+        }
+        Ok(Tensor { shape: vec![tokens.len(), row.len()], data })
+    }
+
+    fn linear(&self, x: &Tensor<F>, w: &Vec<Stored>) -> Result<Tensor<F>> {
+        let n = x.shape[0];
+        let out: usize = w.iter().map(|part| part.shape().rows()).sum();
+        let mut y = Tensor::zeros([n, out]);
+        let mut w_row = vec![0.0f32; x.cols()];
+        let mut column = 0;
+        for part in w {
+            let x = self.rounded(x, (self.arithmetic.activations)(part.dtype()));
+            for row in 0..part.shape().rows() {
+                part.dequantize_row(row, &mut w_row)?;
+                for (i, x) in x.rows().enumerate() {
+                    let products = x.iter().zip(&w_row).map(|(&x, &w)| x * F::of(w.into()));
+                    y.data[i * out + column] = products.sum();
+                }
+                column += 1;
+            }
+        }
+        Ok(y)
+    }
+
+    fn add_bias(&self, x: &Tensor<F>, bias: &Vec<F>) -> Result<Tensor<F>> {
+        let mut y = x.clone();
+        for row in y.data.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(y, &b)| *y = *y + b);
+        }
+        Ok(y)
+    }
+
+    fn rms_norm(&self, x: &Tensor<F>, w: &Vec<F>, eps: f64) -> Result<Tensor<F>> {
+        let mut y = x.clone();
+        for row in y.data.chunks_exact_mut(w.len()) {
+            let mean_square = row.iter().map(|&x| x * x).sum::<F>() / F::of(w.len() as f64);
+            let rms = (mean_square + F::of(eps)).sqrt();
+            row.iter_mut().zip(w).for_each(|(x, &w)| *x = *x / rms * w);
+        }
+        Ok(y)
+    }
+
+    fn heads(
+        &self,
+        x: &Tensor<F>,
+        start: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<Tensor<F>> {
+        let columns = start..start + heads * head_dim;
+        let data = x.rows().flat_map(|row| row[columns.clone()].to_vec()).collect();
+        Ok(Tensor { shape: vec![x.shape[0], heads, head_dim], data })
+    }
+
+    fn rope(&self, x: &Tensor<F>, table: &RopeTable) -> Result<Tensor<F>> {
+        let mut y = x.clone();
+        let [_, heads, head_dim] = x.shape[..] else { panic!("rotation is per head") };
+        for (i, row) in y.data.chunks_exact_mut(heads * head_dim).enumerate() {
+            let (cos, sin) = table.row(i);
+            for head in row.chunks_exact_mut(head_dim) {
+                for pair in 0..table.pairs() {
+                    let (a, b) = (head[pair], head[pair + table.pairs()]);
+                    let (cos, sin) = (F::of(cos[pair]), F::of(sin[pair]));
+                    head[pair] = a * cos - b * sin;
+                    head[pair + table.pairs()] = b * cos + a * sin;
+                }
+            }
+        }
+        Ok(y)
+    }
+
+    fn kv_append(&self, kv: &mut Kv<F>, k: &Tensor<F>, v: &Tensor<F>) -> Result<()> {
+        let round = |&x: &F| F::of(self.arithmetic.round_kv(x.wide()));
+        kv.k.extend(k.data.iter().map(round));
+        kv.v.extend(v.data.iter().map(round));
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor<F>,
+        kv: &Kv<F>,
+        scale: f64,
+        inner: AttentionInner<Tensor<F>>,
+    ) -> Result<Attended<Tensor<F>>> {
+        let [n, heads, head_dim] = q.shape[..] else { panic!("queries have heads") };
+        let (keys, width, group) = (kv.len(), kv.width(), heads / kv.shape.heads);
+        let visible = |i: usize| keys - n + i + 1;
+        // Where the key or value of position `j` for query head `h` begins.
+        let at = |j: usize, h: usize| j * width + h / group * head_dim;
+
+        let mut scores = Tensor::zeros([heads, n, keys]);
+        for h in 0..heads {
+            for i in 0..n {
+                let q = &q.data[(i * heads + h) * head_dim..][..head_dim];
+                for j in 0..visible(i) {
+                    let k = &kv.k[at(j, h)..][..head_dim];
+                    let dot = q.iter().zip(k).map(|(&q, &k)| q * k).sum::<F>();
+                    scores.data[(h * n + i) * keys + j] = dot * F::of(scale);
+                }
+            }
+        }
+        let computed_scores = inner.scores.spill.then(|| scores.clone());
+        let scores = inner.scores.replace.unwrap_or(scores);
+
+        let mut softmax = Tensor::zeros([heads, n, keys]);
+        for row in 0..heads * n {
+            let range = row * keys..row * keys + visible(row % n);
+            let scores = &scores.data[range.clone()];
+            let max = scores.iter().copied().fold(scores[0], |m, s| if s > m { s } else { m });
+            let exp: Vec<F> = scores.iter().map(|&s| (s - max).exp()).collect();
+            let sum = exp.iter().copied().sum::<F>();
+            softmax.data[range].iter_mut().zip(exp).for_each(|(p, e)| *p = e / sum);
+        }
+        let computed_softmax = inner.softmax.spill.then(|| softmax.clone());
+        let softmax = inner.softmax.replace.unwrap_or(softmax);
+
+        let mut out = Tensor::zeros([n, heads * head_dim]);
+        for i in 0..n {
+            for h in 0..heads {
+                for c in 0..head_dim {
+                    let weighted = (0..visible(i))
+                        .map(|j| softmax.data[(h * n + i) * keys + j] * kv.v[at(j, h) + c]);
+                    out.data[(i * heads + h) * head_dim + c] = weighted.sum();
+                }
+            }
+        }
+        Ok(Attended { scores: computed_scores, softmax: computed_softmax, out })
+    }
+
+    fn swiglu(
+        &self,
+        gate: &Tensor<F>,
+        up: &Tensor<F>,
+        inner: Inner<Tensor<F>>,
+    ) -> Result<Gated<Tensor<F>>> {
+        let one = F::of(1.0);
+        let silu = |g: F| g / (one + (F::of(0.0) - g).exp());
+        let computed = Tensor {
+            shape: gate.shape.clone(),
+            data: gate.data.iter().map(|&g| silu(g)).collect(),
+        };
+        let spilled = inner.spill.then(|| computed.clone());
+        let out = inner.replace.unwrap_or(computed).zip(up, |silu, up| silu * up);
+        Ok(Gated { silu: spilled, out })
+    }
+
+    fn add(&self, x: &Tensor<F>, y: &Tensor<F>) -> Result<Tensor<F>> {
+        Ok(x.zip(y, |x, y| x + y))
+    }
+
+    fn rows(&self, x: &Tensor<F>, range: Range<usize>) -> Result<Tensor<F>> {
+        let cols = x.cols();
+        let data = x.data[range.start * cols..range.end * cols].to_vec();
+        Ok(Tensor { shape: vec![range.len(), cols], data })
+    }
+
+    fn show(&self, site: Site, x: &Tensor<F>, sink: &mut Sink<'_>) -> Result<()> {
+        sink(site, View { shape: &x.shape, values: F::values(&x.data) })
+    }
+
+    fn shape(&self, x: &Tensor<F>) -> Vec<usize> {
+        x.shape.clone()
+    }
+
+    fn upload(&self, value: HostTensor) -> Result<Tensor<F>> {
+        Ok(value.into())
+    }
+
+    fn kernel(&self, op: Op<'_, Vec<Stored>>) -> Kernel {
+        let plain = F::DTYPE.name().to_owned();
+        let parts: &[Stored] = match op {
+            Op::Embed(w) | Op::Linear(w) => w,
+            _ => &[],
+        };
+        let activations = match op {
+            Op::Linear(w) => w.iter().map(|part| self.activation_name(part.dtype())).collect(),
+            Op::KvAppend => vec![self.arithmetic.kv.name().to_owned()],
+            _ => vec![plain.clone()],
+        };
+        Kernel {
+            kernel: format!("reference_{}", op.name()),
+            weights: parts.iter().map(|part| part.dtype().name().to_owned()).collect(),
+            activations,
+            accumulation: plain.clone(),
+            output: plain,
+        }
+    }
+}
+
+impl<F: Real> Reference<F> {
+    fn activation_name(&self, weight: DType) -> String {
+        match (self.arithmetic.activations)(weight) {
+            ActivationType::F32 => F::DTYPE.name().to_owned(),
+            rounded => rounded.name().to_owned(),
+        }
+    }
+
+    /// `x` as an engine holds it that rounds activations to `kind`.
+    fn rounded(&self, x: &Tensor<F>, kind: ActivationType) -> Tensor<F> {
+        if kind == ActivationType::F32 {
+            return x.clone();
+        }
+        let mut rounded = x.clone();
+        for row in rounded.data.chunks_exact_mut(x.cols()) {
+            // Engines round activations that they hold in f32.
+            let mut single: Vec<f32> = row.iter().map(|&x| x.wide() as f32).collect();
+            kind.round_row(&mut single);
+            row.iter_mut().zip(single).for_each(|(x, r)| *x = F::of(r.into()));
+        }
+        rounded
+    }
+}

@@ -1,0 +1,16 @@
+//! The obvious backend: plain loops, short enough to check against the paper, never optimised.
+//!
+//! It is what every other backend is measured against. In f64 it is *exact* for our purposes: its rounding is
+//! a billion times below that of any engine it judges. It can also *emulate*: round activations and
+//! cached keys and values as another engine declares to, and compute everything else exactly, so that what
+//! remains between the two is not explained by the declared arithmetic.
+
+mod arithmetic;
+mod backend;
+mod real;
+mod tensor;
+
+pub use arithmetic::Arithmetic;
+pub use backend::Reference;
+pub use real::Real;
+pub use tensor::Tensor;
