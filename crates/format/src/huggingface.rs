@@ -1,0 +1,273 @@
+//! Hugging Face checkpoints: a directory of safetensors, `config.json`, and what belongs to them.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Component, Path},
+};
+
+use crate::{
+    Error, File, Map, Metadata, Place, Result, Value,
+    budget::Budget,
+    json, safetensors,
+    sniff::{Kind, sniff},
+    tensors::Tensors,
+};
+
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// How the name of an index of shards ends.
+pub(crate) const INDEX_SUFFIX: &str = ".safetensors.index.json";
+
+/// The other files of a Hugging Face directory; each of them may be absent.
+#[derive(Clone, Debug, Default)]
+pub struct Companions {
+    /// `tokenizer.json`
+    pub tokenizer: Option<File>,
+    /// `tokenizer_config.json`
+    pub tokenizer_config: Option<File>,
+    /// `special_tokens_map.json`
+    pub special_tokens_map: Option<File>,
+    /// `generation_config.json`
+    pub generation_config: Option<File>,
+    /// `chat_template.jinja`
+    pub chat_template: Option<File>,
+}
+
+impl Companions {
+    fn beside(directory: &Path) -> Result<Self> {
+        let open = |name| File::open_if_present(directory.join(name));
+        Ok(Self {
+            tokenizer: open("tokenizer.json")?,
+            tokenizer_config: open("tokenizer_config.json")?,
+            special_tokens_map: open("special_tokens_map.json")?,
+            generation_config: open("generation_config.json")?,
+            chat_template: open("chat_template.jinja")?,
+        })
+    }
+}
+
+/// What is in a Hugging Face checkpoint.
+pub(crate) struct Contents {
+    pub(crate) metadata: Metadata,
+    pub(crate) tensors: Tensors,
+    pub(crate) files: Vec<File>,
+    pub(crate) companions: Companions,
+}
+
+/// Opens a directory with `config.json`; as `transformers` does, `model.safetensors` goes before an index
+/// of shards.
+pub(crate) fn open_directory(directory: &Path) -> Result<Contents> {
+    if !directory.join(CONFIG).is_file() {
+        return Err(Error::Directory {
+            directory: directory.to_owned(),
+            expected: format!("a Hugging Face model with {CONFIG}"),
+            found: listing(directory)?,
+            help: "give the directory of the model, or the path of a GGUF, safetensors or .apr file",
+        });
+    }
+    if let Some(single) = File::open_if_present(directory.join(SINGLE))? {
+        if sniff(&single)? != Kind::Safetensors {
+            return Err(no_safetensors(&single));
+        }
+        return open_single(single);
+    }
+    match File::open_if_present(directory.join(INDEX))? {
+        Some(index) => open_sharded(&index),
+        None => Err(Error::Directory {
+            directory: directory.to_owned(),
+            expected: format!("{SINGLE} or {INDEX}"),
+            found: listing(directory)?,
+            help: "download the safetensors files of the model; other weight formats must be converted",
+        }),
+    }
+}
+
+/// Opens one safetensors file, with the `config.json` beside it if there is one.
+pub(crate) fn open_single(file: File) -> Result<Contents> {
+    let mut budget = Budget::new(file.path(), file.size());
+    let directory = parent(file.path()).to_owned();
+    let contents = safetensors::read(&file, &mut budget)?;
+    let mut tensors = Tensors::default();
+    tensors.add(&file, contents.entries, file.size())?;
+    let config = File::open_if_present(directory.join(CONFIG))?;
+    let metadata = metadata(
+        config.as_ref().unwrap_or(&file),
+        config.as_ref(),
+        contents.metadata,
+        &mut budget,
+    )?;
+    let companions =
+        if config.is_some() { Companions::beside(&directory)? } else { Companions::default() };
+    Ok(Contents { metadata, tensors, files: vec![file], companions })
+}
+
+/// As `open_single`, for a file that is nowhere on disk.
+pub(crate) fn from_single(file: File) -> Result<Contents> {
+    let mut budget = Budget::new(file.path(), file.size());
+    let contents = safetensors::read(&file, &mut budget)?;
+    let mut tensors = Tensors::default();
+    tensors.add(&file, contents.entries, file.size())?;
+    let metadata = metadata(&file, None, contents.metadata, &mut budget)?;
+    Ok(Contents { metadata, tensors, files: vec![file], companions: Companions::default() })
+}
+
+/// Opens the shards that `index` lists, each tensor in the file that the index says.
+pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
+    let mut budget = Budget::new(index.path(), index.size());
+    let directory = parent(index.path());
+    let map = WeightMap::read(index, &mut budget)?;
+    let mut tensors = Tensors::default();
+    let mut files = Vec::new();
+    let mut texts = Map::default();
+    for name in map.open_order() {
+        let shard = File::open(directory.join(name))?;
+        if sniff(&shard)? != Kind::Safetensors {
+            return Err(no_safetensors(&shard));
+        }
+        budget.next_file(shard.path(), shard.size());
+        let contents = safetensors::read(&shard, &mut budget)?;
+        for entry in &contents.entries {
+            map.check_home(index, &entry.name, name)?;
+        }
+        tensors.add(&shard, contents.entries, shard.size())?;
+        if texts.is_empty() {
+            texts = contents.metadata;
+        }
+        files.push(shard);
+    }
+    map.check_complete(index, &tensors)?;
+    let config = File::open_if_present(directory.join(CONFIG))?;
+    let metadata = metadata(config.as_ref().unwrap_or(index), config.as_ref(), texts, &mut budget)?;
+    Ok(Contents { metadata, tensors, files, companions: Companions::beside(directory)? })
+}
+
+/// The keys of `config`, and the header's own texts, which are kept apart under their own key.
+fn metadata(
+    home: &File,
+    config: Option<&File>,
+    texts: Map,
+    budget: &mut Budget,
+) -> Result<Metadata> {
+    let mut map = match config {
+        Some(config) => {
+            budget.next_file(config.path(), config.size());
+            json::parse_object(config.path(), 0, config.bytes(), budget)?
+        }
+        None => Map::default(),
+    };
+    if !texts.is_empty() {
+        map.insert(safetensors::METADATA_KEY, texts);
+    }
+    Ok(Metadata::new(home.path(), map))
+}
+
+/// The `weight_map` of an index: the file of each tensor.
+struct WeightMap(Map);
+
+impl WeightMap {
+    const KEY: &str = "weight_map";
+
+    fn read(index: &File, budget: &mut Budget) -> Result<Self> {
+        let malformed = |key: &str, expected: &str, found: String| Error::Malformed {
+            file: index.path().to_owned(),
+            at: Place::Key(key.to_owned()),
+            expected: expected.to_owned(),
+            found,
+        };
+        let map =
+            match json::parse_object(index.path(), 0, index.bytes(), budget)?.remove(Self::KEY) {
+                Some(Value::Object(map)) => map,
+                Some(other) => return Err(malformed(Self::KEY, "an object", other.to_string())),
+                None => return Err(malformed(Self::KEY, "an object", "no such key".to_owned())),
+            };
+        for (tensor, file) in map.iter() {
+            let name = file.as_str().filter(|name| is_plain_name(name));
+            if name.is_none() {
+                return Err(malformed(
+                    tensor,
+                    "the name of a file in the same directory",
+                    file.to_string(),
+                ));
+            }
+        }
+        Ok(Self(map))
+    }
+
+    /// The files, sorted by name.
+    fn open_order(&self) -> BTreeSet<&str> {
+        self.0.iter().filter_map(|(_, file)| file.as_str()).collect()
+    }
+
+    fn check_home(&self, index: &File, tensor: &str, shard: &str) -> Result<()> {
+        let home = self.0.get(tensor).and_then(Value::as_str);
+        if home == Some(shard) {
+            return Ok(());
+        }
+        Err(Error::Malformed {
+            file: index.path().to_owned(),
+            at: Place::Tensor(tensor.to_owned()),
+            expected: match home {
+                Some(home) => format!("the tensor in {home} only"),
+                None => format!("the tensor in {}, because {shard} has it", Self::KEY),
+            },
+            found: match home {
+                Some(_) => format!("it in {shard}"),
+                None => "no such key".to_owned(),
+            },
+        })
+    }
+
+    fn check_complete(&self, index: &File, tensors: &Tensors) -> Result<()> {
+        let missing = self.0.iter().find(|(name, _)| !tensors.contains(name));
+        missing.map_or(Ok(()), |(tensor, file)| {
+            Err(Error::Malformed {
+                file: index.path().to_owned(),
+                at: Place::Tensor(tensor.to_owned()),
+                expected: format!("the tensor in {}", file.as_str().unwrap_or_default()),
+                found: "no such tensor there".to_owned(),
+            })
+        })
+    }
+}
+
+/// Whether `name` is one plain component: it cannot lead out of the directory.
+fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+        && !name.contains(['/', '\\', '\0'])
+}
+
+fn no_safetensors(file: &File) -> Error {
+    Error::NotAModel {
+        file: file.path().to_owned(),
+        found: "another kind of file under the name of a safetensors file",
+        help: "open that file by its own path, or download the model again",
+    }
+}
+
+fn parent(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The first few names in a directory, for a message.
+fn listing(directory: &Path) -> Result<String> {
+    const SHOWN: usize = 8;
+    let error = |source| Error::Io { file: directory.to_owned(), source };
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(directory).map_err(error)? {
+        names.insert(entry.map_err(error)?.file_name().to_string_lossy().into_owned());
+    }
+    let more = names.len().saturating_sub(SHOWN);
+    let shown: Vec<_> = names.into_iter().take(SHOWN).collect();
+    Ok(match (shown.as_slice(), more) {
+        ([], _) => "an empty directory".to_owned(),
+        (names, 0) => names.join(", "),
+        (names, more) => format!("{} and {more} more", names.join(", ")),
+    })
+}
