@@ -1,17 +1,21 @@
 //! How llama.cpp rounds activations before it multiplies them with a stored weight.
 //!
-//! A quantised engine does not multiply with the activations that its graph shows: the type of the weight
-//! decides the type that they are rounded to first ([`ActivationType::for_weight`]), which costs 1e-2 where
-//! f32 accumulation costs 1e-7. The rounding is a function of the data, so it can be computed instead of being
-//! called noise. This module is its scalar definition; fast kernels are tested against it.
+//! A quantised engine does not multiply with the activations that its graph shows: the type of the
+//! weight decides the type that they are rounded to first ([`ActivationType::for_weight`]), which
+//! costs 1e-2 where f32 accumulation costs 1e-7. The rounding is a function of the data, so it can
+//! be computed instead of being called noise. This module is its scalar definition; fast kernels
+//! are tested against it.
 //!
-//! The definition is that of the x86 code of ggml's CPU backend, in f32, ties to even. (Its portable code
-//! multiplies with `1 / d` instead of `127 / amax` and rounds ties away from zero: another arithmetic.)
+//! The definition is that of the x86 code of ggml's CPU backend, in f32, ties to even. (Its
+//! portable code multiplies with `1 / d` instead of `127 / amax` and rounds ties away from zero:
+//! another arithmetic.)
 //!
 //! Where ggml's result is accidental, ours is defined:
-//! - A block with a NaN or an infinity gets a NaN scale and quants of zero, so that whatever is computed from it is
-//!   NaN. ggml's Q8_K takes a NaN for zero, and its Q8_0 depends on the order of the operands of a maximum.
-//! - A block so small that `127 / amax` overflows gets quants of zero; its scale rounds to zero anyway.
+//! - A block with a NaN or an infinity gets a NaN scale and quants of zero, so that whatever is
+//!   computed from it is NaN. ggml's Q8_K takes a NaN for zero, and its Q8_0 depends on the order
+//!   of the operands of a maximum.
+//! - A block so small that `127 / amax` overflows gets quants of zero; its scale rounds to zero
+//!   anyway.
 //! - A Q8_0 or Q8_1 scale beyond the range of f16 is infinite, as in ggml.
 
 use std::fmt;
@@ -42,7 +46,8 @@ pub enum ActivationType {
 }
 
 impl ActivationType {
-    /// llama.cpp's choice for weights of this type; `F32` for types that llama.cpp does not multiply with.
+    /// llama.cpp's choice for weights of this type; `F32` for types that llama.cpp does not
+    /// multiply with.
     pub fn for_weight(weight: DType) -> Self {
         match weight {
             DType::F16 => Self::F16,
@@ -110,8 +115,8 @@ impl ActivationType {
         Some(quantized)
     }
 
-    /// Writes to `out` what is left of `row` after rounding, exactly: the products of scales and quants do not
-    /// always fit in f32.
+    /// Writes to `out` what is left of `row` after rounding, exactly: the products of scales and
+    /// quants do not always fit in f32.
     ///
     /// # Panics
     /// If `row` is no whole number of blocks, or `out` is not as long.
@@ -214,7 +219,8 @@ impl Q8Row {
         &self.sums
     }
 
-    /// For Q8_1 the sum of each block times its scale, as ggml stores it: rounded to f16 on its own. Empty otherwise.
+    /// For Q8_1 the sum of each block times its scale, as ggml stores it: rounded to f16 on its
+    /// own. Empty otherwise.
     pub fn scaled_sums(&self) -> &[f32] {
         &self.scaled_sums
     }
@@ -234,10 +240,12 @@ impl Q8Row {
         }
     }
 
-    /// What ggml's dot product with a row of stored weights has beyond the sum of products of the dequantised numbers.
+    /// What ggml's dot product with a row of stored weights has beyond the sum of products of the
+    /// dequantised numbers.
     ///
-    /// It multiplies the minimum of a Q4_1 or Q5_1 block with the [scaled sum](Self::scaled_sums), which has been
-    /// rounded apart from the quants that it is the sum of. Zero for all other weights.
+    /// It multiplies the minimum of a Q4_1 or Q5_1 block with the [scaled sum](Self::scaled_sums),
+    /// which has been rounded apart from the quants that it is the sum of. Zero for all other
+    /// weights.
     ///
     /// # Panics
     /// If `weights` does not hold as many elements as this row, for those two types.
@@ -281,7 +289,8 @@ pub fn quantize_q8_1(x: &[f32; 32], quants: &mut [i8; 32]) -> (f32, f32) {
     (through_f16(scale), through_f16(scale * f32::from(sum(quants))))
 }
 
-/// Rounds a block to Q8_K and returns its scale, whose sign is opposite to that of the (first) largest magnitude.
+/// Rounds a block to Q8_K and returns its scale, whose sign is opposite to that of the (first)
+/// largest magnitude.
 pub fn quantize_q8_k(x: &[f32; 256], quants: &mut [i8; 256]) -> f32 {
     if !x.iter().all(|x| x.is_finite()) {
         quants.fill(0);
@@ -301,7 +310,7 @@ fn quantize_by(inverse: f32, x: &[f32], quants: &mut [i8]) {
         return;
     }
     for (q, &x) in quants.iter_mut().zip(x) {
-        *q = (x * inverse).round_ties_even().min(127.0) as i8;
+        *q = (x * inverse).round_ties_even() as i8;
     }
 }
 

@@ -4,7 +4,8 @@ use std::fmt;
 
 use crate::{Shape, block};
 
-/// How the elements of a tensor are stored. Names are ggml's; `AprQ4` and `AprQ8` are the `.apr` container's own.
+/// How the elements of a tensor are stored. Names are ggml's; `AprQ4` and `AprQ8` are the `.apr`
+/// container's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 #[allow(missing_docs, non_camel_case_types, reason = "the field's own names say it")]
@@ -127,7 +128,8 @@ impl DType {
         self.row().4
     }
 
-    /// Bytes of one row of `cols` elements; `None` if `cols` is no whole number of blocks, or on overflow.
+    /// Bytes of one row of `cols` elements; `None` if `cols` is no whole number of blocks, or on
+    /// overflow.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         if !cols.is_multiple_of(self.block_len()) {
             return None;

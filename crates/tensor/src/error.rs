@@ -25,9 +25,7 @@ pub enum Error {
     #[error("{0} weights cannot be read as numbers; supported: {supported}", supported = Error::dequantizable())]
     NotNumeric(DType),
     /// A row of `AprQ8` without the scale of its tensor.
-    #[error(
-        "APR_Q8 keeps its one scale at the head of the tensor; read its rows with `Stored::dequantize_row`"
-    )]
+    #[error("a row of APR_Q8 has no scale; read it with `Stored::dequantize_row`, which finds it")]
     NoScale,
 }
 

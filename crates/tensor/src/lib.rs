@@ -1,9 +1,9 @@
 //! The vocabulary of numbers: data types, ggml block layouts, exact dequantisation, statistics.
 //!
-//! Start at [`DType`] (what a file can hold) and [`Stored`] (a tensor as its file holds it). This crate
-//! defines what a stored byte *means*, in scalar code that is meant to be read; it does no I/O beyond
-//! keeping a memory map alive, and has no fast paths: those belong to the backends, which are tested
-//! against it.
+//! Start at [`DType`] (what a file can hold) and [`Stored`] (a tensor as its file holds it). This
+//! crate defines what a stored byte *means*, in scalar code that is meant to be read; it does no
+//! I/O beyond keeping a memory map alive, and has no fast paths: those belong to the backends,
+//! which are tested against it.
 
 pub mod activation;
 pub mod block;

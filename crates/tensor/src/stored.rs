@@ -53,8 +53,8 @@ impl Stored {
 
     /// Writes the numbers that row `row` stands for to `out`, which must be as long as a row.
     ///
-    /// Their f32 bits are the definition of the stored type: the same as those of ggml and of the `gguf`
-    /// Python package. `F64` and 64- and 32-bit integers are rounded to the nearest f32.
+    /// Their f32 bits are the definition of the stored type: the same as those of ggml and of the
+    /// `gguf` Python package. `F64` and 64- and 32-bit integers are rounded to the nearest f32.
     ///
     /// # Panics
     /// If there is no such row.
@@ -68,7 +68,8 @@ impl Stored {
         Ok(())
     }
 
-    /// All numbers of the tensor, row-major. Prefer [`dequantize_row`](Self::dequantize_row) for large ones.
+    /// All numbers of the tensor, row-major. Prefer [`dequantize_row`](Self::dequantize_row) for
+    /// large ones.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         let cols = self.shape.cols();
         let mut out = vec![0.0; self.shape.elements()];
@@ -99,7 +100,8 @@ impl Stored {
         Self { dtype: self.dtype, shape: self.shape.clone(), bytes: bytes.into() }
     }
 
-    /// Some of the rows, as a matrix. Shares the bytes, except for `AprQ8`, whose scale has to be copied along.
+    /// Some of the rows, as a matrix. Shares the bytes, except for `AprQ8`, whose scale has to be
+    /// copied along.
     ///
     /// # Panics
     /// If `rows` reaches beyond the tensor.

@@ -2,9 +2,10 @@
 
 /// Statistics of a sample, computed in f64.
 ///
-/// NaN and infinities are counted and take no part in the other numbers, which are `None` if nothing else is
-/// there: absence is not zero. The result depends on the order of the values only. Parts summarised apart can be
-/// [merged](Self::merge); mean, deviation and RMS may then differ in the last bits from those in one go.
+/// NaN and infinities are counted and take no part in the other numbers, which are `None` if
+/// nothing else is there: absence is not zero. The result depends on the order of the values only.
+/// Parts summarised apart can be [merged](Self::merge); mean, deviation and RMS may then differ in
+/// the last bits from those in one go.
 ///
 /// ```
 /// # use apr_tensor::Summary;
@@ -76,7 +77,8 @@ impl Summary {
         self.unless_empty(self.mean)
     }
 
-    /// The standard deviation of the finite values taken as the whole population (divided by n, not n - 1).
+    /// The standard deviation of the finite values taken as the whole population (divided by n, not
+    /// n - 1).
     pub fn std(&self) -> Option<f64> {
         self.unless_empty(self.variance().sqrt())
     }

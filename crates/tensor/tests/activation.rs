@@ -96,7 +96,8 @@ fn q8_k_blocks_are_those_of_ggml() {
     }
 }
 
-/// ggml's dot products are explained down to f32 accumulation, but only with the correction for the minima.
+/// ggml's dot products are explained down to f32 accumulation, but only with the correction for the
+/// minima.
 #[test]
 fn the_minima_of_weights_meet_a_sum_that_was_rounded_apart() {
     let golden = golden();
@@ -154,7 +155,8 @@ fn blocks_of_activations_fit_every_row_that_blocks_of_weights_fit() {
 
 /// The definitions in words, in f64 with a rounding to f32 or f16 wherever the words say so.
 mod oracle {
-    /// To the nearest multiple of a power of two, ties to even; f64 is wide enough for that to be exact.
+    /// To the nearest multiple of a power of two, ties to even; f64 is wide enough for that to be
+    /// exact.
     fn to_multiple(x: f64, step: f64) -> f64 {
         let (low, rest) = ((x / step).floor(), x / step - (x / step).floor());
         let up = rest > 0.5 || rest == 0.5 && low % 2.0 != 0.0;
@@ -190,7 +192,8 @@ mod oracle {
     }
 }
 
-/// Whole blocks of 256: of one magnitude or of all, with ties, zeros and opposite extremes among them.
+/// Whole blocks of 256: of one magnitude or of all, with ties, zeros and opposite extremes among
+/// them.
 fn rows() -> impl Strategy<Value = Vec<f32>> {
     let element = (0..8u8, -1.0f32..1.0, -30..8i32);
     (prop::collection::vec(element, 1024), 0..4usize, -30..10i32).prop_map(
@@ -236,10 +239,11 @@ proptest! {
     fn sums_are_those_of_the_quants(row in rows()) {
         for kind in Q8 {
             let found = kind.quantize_row(&row).unwrap();
-            let sums: Vec<i16> =
-                found.quants().chunks(SUM_GROUP).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
+            let sum = |group: &[i8]| group.iter().map(|&q| i16::from(q)).sum();
+            let sums: Vec<i16> = found.quants().chunks(SUM_GROUP).map(sum).collect();
             prop_assert_eq!(found.sums(), sums);
-            prop_assert_eq!(found.scaled_sums().len(), if kind == ActivationType::Q8_1 { row.len() / 32 } else { 0 });
+            let scaled = if kind == ActivationType::Q8_1 { row.len() / 32 } else { 0 };
+            prop_assert_eq!(found.scaled_sums().len(), scaled);
         }
     }
 
@@ -250,10 +254,13 @@ proptest! {
             kind.round_row(&row, &mut rounded);
             for (x, rounded) in row.chunks(kind.block_len()).zip(rounded.chunks(kind.block_len())) {
                 let amax = x.iter().fold(0.0f64, |max, &x| max.max(f64::from(x).abs()));
-                // Half a step; the f16 scale is off by 2^-11, or by 2^-25 where it is subnormal, 127 times.
-                let bound = amax / 254.0 * 1.0001 + 127.0 * (amax / 127.0 * 2f64.powi(-11)).max(2f64.powi(-25));
+                // Half a step; the f16 scale is off by 2^-11, or by 2^-25 where it is subnormal,
+                // 127 times.
+                let scale_error = (amax / 127.0 * 2f64.powi(-11)).max(2f64.powi(-25));
+                let bound = amax / 254.0 * 1.0001 + 127.0 * scale_error;
                 for (&x, rounded) in x.iter().zip(rounded) {
-                    prop_assert!(amax > 8e6 || (f64::from(x) - rounded).abs() <= bound, "{x} {rounded}");
+                    let error = (f64::from(x) - rounded).abs();
+                    prop_assert!(amax > 8e6 || error <= bound, "{} {}", x, rounded);
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Every ggml block type is read as the `gguf` Python package reads it, bit for bit.
 //!
-//! `data/generate.py` wrote the golden files. Numbers are compared by bits, NaNs by being NaN: which payload
-//! an operation on a NaN returns is left open by Rust and by IEEE 754. BF16 is only moved, never computed
-//! with, so its NaNs are compared by bits too.
+//! `data/generate.py` wrote the golden files. Numbers are compared by bits, NaNs by being NaN:
+//! which payload an operation on a NaN returns is left open by Rust and by IEEE 754. BF16 is only
+//! moved, never computed with, so its NaNs are compared by bits too.
 
 use std::path::Path;
 

@@ -16,7 +16,8 @@ pub struct IQ4_XS {
     pub d: Half,
     /// Little-endian; bits `2i` and `2i + 1` are the upper two of scale `i`.
     pub scales_h: [u8; 2],
-    /// Byte `j` holds the lower four bits of scale `2j` in its low nibble, of `2j + 1` in its high one.
+    /// Byte `j` holds the lower four bits of scale `2j` in its low nibble, of `2j + 1` in its high
+    /// one.
     pub scales_l: [u8; 4],
     /// Eight times 16 bytes, each laid out as in [`IQ4_NL`](super::IQ4_NL).
     pub qs: [u8; 128],

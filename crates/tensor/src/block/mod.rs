@@ -1,10 +1,11 @@
 //! ggml's block layouts and what their bytes mean, one type per file.
 //!
-//! A block type stores a fixed number of consecutive elements of a row together with the scales that
-//! they share. Each is a `#[repr(C)]` struct of alignment one, so that [`Block::slice_of`] can view mapped
-//! bytes in place; kernels elsewhere read the same structs. The arithmetic of [`Block::dequantize`] is the
-//! definition of the type: every operation is rounded to f32, in the order that ggml and the `gguf`
-//! Python package use, so results are equal by bits. Quantising weights is not done here.
+//! A block type stores a fixed number of consecutive elements of a row together with the scales
+//! that they share. Each is a `#[repr(C)]` struct of alignment one, so that [`Block::slice_of`] can
+//! view mapped bytes in place; kernels elsewhere read the same structs. The arithmetic of
+//! [`Block::dequantize`] is the definition of the type: every operation is rounded to f32, in the
+//! order that ggml and the `gguf` Python package use, so results are equal by bits. Quantising
+//! weights is not done here.
 
 #![allow(non_camel_case_types, reason = "the names of the field")]
 
@@ -87,8 +88,8 @@ impl Half {
 
 /// Turns `bytes`, a whole number of blocks of `dtype`, into the numbers that they stand for.
 ///
-/// The bytes of an [`AprQ8`](DType::AprQ8) row mean nothing without the scale at the head of its tensor: this
-/// refuses them, [`Stored::dequantize_row`](crate::Stored::dequantize_row) reads them.
+/// The bytes of an [`AprQ8`](DType::AprQ8) row mean nothing without the scale at the head of its
+/// tensor: this refuses them, [`Stored::dequantize_row`](crate::Stored::dequantize_row) reads them.
 ///
 /// ```
 /// # use apr_tensor::{DType, dequantize};

@@ -21,7 +21,8 @@ pub struct MXFP4 {
 const _: () = assert!(size_of::<MXFP4>() == 17);
 
 impl MXFP4 {
-    /// Half of `2^(e - 127)`, since the table holds doubles. E8M0's NaN (255) is read as a number, as in ggml.
+    /// Half of `2^(e - 127)`, since the table holds doubles. E8M0's NaN (255) is read as a number,
+    /// as in ggml.
     pub fn half_scale(&self) -> f32 {
         f32::from_bits(match self.e {
             0 | 1 => 0x0020_0000 << self.e, // subnormal

@@ -11,7 +11,8 @@ use crate::DType;
 pub struct Q2_K {
     /// Byte `j` holds the scale of sub-block `j` in its low nibble, the minimum in its high one.
     pub scales: [u8; 16],
-    /// Two halves of 32 bytes; bits `2s` and `2s + 1` of byte `l` of half `h` are weight `128h + 32s + l`.
+    /// Two halves of 32 bytes; bits `2s` and `2s + 1` of byte `l` of half `h` are weight `128h +
+    /// 32s + l`.
     pub qs: [u8; 64],
     /// The scale of the scales.
     pub d: Half,
@@ -37,7 +38,8 @@ impl Block for Q2_K {
     }
 }
 
-/// Where the two-bit parts of sub-block `i` of 16 weights are: the first byte, and the shift in each.
+/// Where the two-bit parts of sub-block `i` of 16 weights are: the first byte, and the shift in
+/// each.
 pub(super) fn crumbs(i: usize) -> (usize, usize) {
     (32 * (i / 8) + 16 * (i % 2), 2 * (i / 2 % 4))
 }

@@ -24,8 +24,8 @@ const _: () = assert!(size_of::<Q3_K>() == 110);
 impl Q3_K {
     /// The scale of sub-block `i`, from -32 to 31.
     ///
-    /// Its lower four bits are in bytes 0 to 7 (the first eight sub-blocks in the low nibbles), its upper
-    /// two in bytes 8 to 11 (four sub-blocks per pair of bits).
+    /// Its lower four bits are in bytes 0 to 7 (the first eight sub-blocks in the low nibbles), its
+    /// upper two in bytes 8 to 11 (four sub-blocks per pair of bits).
     pub fn scale(&self, i: usize) -> i8 {
         let low = (self.scales[i % 8] >> (4 * (i / 8))) & 0xf;
         let high = (self.scales[8 + i % 4] >> (2 * (i / 4))) & 3;

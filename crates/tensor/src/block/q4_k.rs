@@ -15,8 +15,8 @@ pub struct Q4_K {
     pub dmin: Half,
     /// See [`scale_min`].
     pub scales: [u8; 12],
-    /// Four quarters of 32 bytes; byte `l` of quarter `j` holds weight `64j + l` in its low nibble, weight
-    /// `64j + 32 + l` in its high one.
+    /// Four quarters of 32 bytes; byte `l` of quarter `j` holds weight `64j + l` in its low nibble,
+    /// weight `64j + 32 + l` in its high one.
     pub qs: [u8; 128],
 }
 
@@ -41,8 +41,9 @@ impl Block for Q4_K {
 
 /// The 6-bit scale and minimum of sub-block `i` of a Q4_K or Q5_K block.
 ///
-/// For the first four sub-blocks they are the lower six bits of bytes `i` and `4 + i`. For the others
-/// the lower four bits are the nibbles of byte `4 + i`, and the upper two are what the first eight bytes have left.
+/// For the first four sub-blocks they are the lower six bits of bytes `i` and `4 + i`. For the
+/// others the lower four bits are the nibbles of byte `4 + i`, and the upper two are what the first
+/// eight bytes have left.
 pub fn scale_min(scales: &[u8; 12], i: usize) -> (u8, u8) {
     if i < 4 {
         (scales[i] & 0x3f, scales[4 + i] & 0x3f)

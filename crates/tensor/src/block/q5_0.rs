@@ -13,7 +13,8 @@ pub struct Q5_0 {
     pub d: Half,
     /// Little-endian; bit `j` is the fifth bit of weight `j`.
     pub qh: [u8; 4],
-    /// Byte `j` holds the low bits of weight `j` in its low nibble, of weight `16 + j` in its high one.
+    /// Byte `j` holds the low bits of weight `j` in its low nibble, of weight `16 + j` in its high
+    /// one.
     pub qs: [u8; 16],
 }
 

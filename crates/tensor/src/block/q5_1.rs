@@ -15,7 +15,8 @@ pub struct Q5_1 {
     pub m: Half,
     /// Little-endian; bit `j` is the fifth bit of weight `j`.
     pub qh: [u8; 4],
-    /// Byte `j` holds the low bits of weight `j` in its low nibble, of weight `16 + j` in its high one.
+    /// Byte `j` holds the low bits of weight `j` in its low nibble, of weight `16 + j` in its high
+    /// one.
     pub qs: [u8; 16],
 }
 

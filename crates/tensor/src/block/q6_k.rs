@@ -9,11 +9,11 @@ use crate::DType;
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q6_K {
-    /// The lower four bits. Two halves of 64 bytes; byte `l` of half `h` holds those of weight `128h + l` in
-    /// its low nibble, of weight `128h + 64 + l` in its high one.
+    /// The lower four bits. Two halves of 64 bytes; byte `l` of half `h` holds those of weight
+    /// `128h + l` in its low nibble, of weight `128h + 64 + l` in its high one.
     pub ql: [u8; 128],
-    /// The upper two bits. Two halves of 32 bytes; bits `2s` and `2s + 1` of byte `l` of half `h` belong to weight
-    /// `128h + 32s + l`.
+    /// The upper two bits. Two halves of 32 bytes; bits `2s` and `2s + 1` of byte `l` of half `h`
+    /// belong to weight `128h + 32s + l`.
     pub qh: [u8; 64],
     /// The scale of each sub-block.
     pub scales: [i8; 16],

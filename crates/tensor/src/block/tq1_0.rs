@@ -9,7 +9,8 @@ use crate::DType;
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct TQ1_0 {
-    /// Digit `n` of byte `l` is weight `32n + l` for the first 32 bytes, weight `160 + 16n + l` for the other 16.
+    /// Digit `n` of byte `l` is weight `32n + l` for the first 32 bytes, weight `160 + 16n + l` for
+    /// the other 16.
     pub qs: [u8; 48],
     /// Digit `n` of byte `l` is weight `240 + 4n + l`; only four of five digits are used.
     pub qh: [u8; 4],
@@ -37,8 +38,8 @@ impl Block for TQ1_0 {
     }
 }
 
-/// Digit `n` of a byte, the most significant first. A byte is the fraction `byte / 256` in base 3: times `3^n`
-/// moves the digit behind the point, times 3 in front of it.
+/// Digit `n` of a byte, the most significant first. A byte is the fraction `byte / 256` in base 3:
+/// times `3^n` moves the digit behind the point, times 3 in front of it.
 fn digit(byte: u8, n: usize) -> u8 {
     let fraction = byte.wrapping_mul([1, 3, 9, 27, 81][n]);
     ((u16::from(fraction) * 3) >> 8) as u8

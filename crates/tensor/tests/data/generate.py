@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-# Byte offsets of the f16 scales in a block. MXFP4 has a one-byte exponent, any of which is valid.
+# Byte offsets of the f16 scales in a block. MXFP4 has an exponent of one byte instead.
 SCALES = {
     "BF16": [],
     "F16": [],
@@ -42,6 +42,9 @@ EDGE_SCALES = [
 EDGES = [*zip(EDGE_SCALES, reversed(EDGE_SCALES)), (0, 0), (0x8000, 0), (0x8000, 0x8000)]
 
 
+MXFP4_EXPONENTS = [0, 1, 2, 3, 126, 127, 128, 253, 254, 255]
+
+
 def blocks(rng: np.random.Generator, size: int, scales: list[int], count: int) -> np.ndarray:
     out = rng.integers(0, 256, (count, size), dtype=np.uint8)
     for i, block in enumerate(out):
@@ -61,6 +64,8 @@ def main() -> None:
         length, size = GGML_QUANT_SIZES[dtype]
         count = {1: 1024, 32: 48, 256: 22}[length]
         stored = blocks(rng, size, scales, count)
+        if name == "MXFP4":
+            stored[-len(MXFP4_EXPONENTS) :, 0] = MXFP4_EXPONENTS
         with np.errstate(all="ignore"):
             # Types of one element per block are rows of 1024 of them to the package.
             values = dequantize(stored.reshape(1, -1) if length == 1 else stored, dtype)
