@@ -106,21 +106,27 @@ fn the_minima_of_weights_meet_a_sum_that_was_rounded_apart() {
         let weights = data(&format!("{dtype}.bin"))[24 * size..32 * size].to_vec();
         let weights = Stored::new(*dtype, [256].into(), weights.into()).unwrap();
         let values = weights.to_f32().unwrap();
-        let (mut explained, mut uncorrected) = (0.0f64, 0.0f64);
-        for (row, &dot) in golden.rows.iter().zip(dots).filter(|(_, dot)| dot.is_normal()) {
+        let mut corrected_for = 0.0f64;
+        for (i, (row, &dot)) in golden.rows.iter().zip(dots).enumerate() {
+            if !dot.is_normal() {
+                continue; // the rows of zeros and of infinite scales
+            }
             let x = ActivationType::Q8_1.quantize_row(row).unwrap();
             let mut rounded = [0.0; 256];
             x.dequantize(&mut rounded);
             let products = values.iter().zip(&rounded).map(|(&w, x)| f64::from(w) * x);
-            let magnitude: f64 = products.clone().map(f64::abs).sum();
-            let error = (products.sum::<f64>() - f64::from(dot)) / magnitude;
-            let correction = x.min_correction(*dtype, weights.row_bytes(0)) / magnitude;
-            explained = explained.max((error + correction).abs());
-            uncorrected = uncorrected.max(error.abs());
+            let correction = x.min_correction(*dtype, weights.row_bytes(0));
+            let magnitude = products.clone().map(f64::abs).sum::<f64>() + correction.abs();
+            let error = products.sum::<f64>() - f64::from(dot);
+            // Eight blocks, each a few roundings of f32.
+            let unexplained = (error + correction).abs() / magnitude;
+            assert!(unexplained < 1e-6, "{dtype} row {i}: {unexplained:e}");
+            // The scales of row 8 are zero in f16; there the sums are all that is left.
+            if i != 8 {
+                corrected_for = corrected_for.max(correction.abs() / magnitude);
+            }
         }
-        // Eight blocks, each a few roundings of f32.
-        assert!(explained < 1e-6, "{dtype}: {explained:e}");
-        assert!(uncorrected > 1e-5, "{dtype}: {uncorrected:e} is too small to tell");
+        assert!(corrected_for > 1e-5, "{dtype}: {corrected_for:e} is too small to tell");
     }
 }
 
