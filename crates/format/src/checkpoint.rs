@@ -94,7 +94,7 @@ impl Checkpoint {
                 (Container::Apr, contents.metadata, contents.tensors)
             }
             Kind::Safetensors => {
-                return Ok(Self::from_huggingface(&path, huggingface::from_single(file)?));
+                return Ok(Self::from_huggingface(&path, huggingface::from_memory(file)?));
             }
             Kind::Json => {
                 return Err(Error::NotAModel {

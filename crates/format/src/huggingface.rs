@@ -87,31 +87,22 @@ pub(crate) fn open_directory(directory: &Path) -> Result<Contents> {
 
 /// Opens one safetensors file, with the `config.json` beside it if there is one.
 pub(crate) fn open_single(file: File) -> Result<Contents> {
-    let mut budget = Budget::new(file.path(), file.size());
     let directory = parent(file.path()).to_owned();
-    let contents = safetensors::read(&file, &mut budget)?;
-    let mut tensors = Tensors::default();
-    tensors.add(&file, contents.entries, file.size())?;
-    let config = File::open_if_present(directory.join(CONFIG))?;
-    let metadata = metadata(
-        config.as_ref().unwrap_or(&file),
-        config.as_ref(),
-        contents.metadata,
-        &mut budget,
-    )?;
-    let companions =
-        if config.is_some() { Companions::beside(&directory)? } else { Companions::default() };
-    Ok(Contents { metadata, tensors, files: vec![file], companions })
+    read_single(file, Some(&directory))
 }
 
-/// As `open_single`, for a file that is nowhere on disk.
-pub(crate) fn from_single(file: File) -> Result<Contents> {
+/// As `open_single`, for a file that is in no directory.
+pub(crate) fn from_memory(file: File) -> Result<Contents> {
+    read_single(file, None)
+}
+
+fn read_single(file: File, directory: Option<&Path>) -> Result<Contents> {
     let mut budget = Budget::new(file.path(), file.size());
-    let contents = safetensors::read(&file, &mut budget)?;
+    let safetensors::Contents { metadata: texts, entries } = safetensors::read(&file, &mut budget)?;
     let mut tensors = Tensors::default();
-    tensors.add(&file, contents.entries, file.size())?;
-    let metadata = metadata(&file, None, contents.metadata, &mut budget)?;
-    Ok(Contents { metadata, tensors, files: vec![file], companions: Companions::default() })
+    tensors.add(&file, entries, file.size())?;
+    let (metadata, companions) = surroundings(directory, file.path(), texts, &mut budget)?;
+    Ok(Contents { metadata, tensors, files: vec![file], companions })
 }
 
 /// Opens the shards that `index` lists, each tensor in the file that the index says.
@@ -119,10 +110,12 @@ pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
     let mut budget = Budget::new(index.path(), index.size());
     let directory = parent(index.path());
     let map = WeightMap::read(index, &mut budget)?;
+    let names = map.shards();
+    check_presence(directory, &names)?;
     let mut tensors = Tensors::default();
     let mut files = Vec::new();
     let mut texts = Map::default();
-    for name in map.open_order() {
+    for name in names {
         let shard = File::open(directory.join(name))?;
         if sniff(&shard)? != Kind::Safetensors {
             return Err(no_safetensors(&shard));
@@ -139,29 +132,49 @@ pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
         files.push(shard);
     }
     map.check_complete(index, &tensors)?;
-    let config = File::open_if_present(directory.join(CONFIG))?;
-    let metadata = metadata(config.as_ref().unwrap_or(index), config.as_ref(), texts, &mut budget)?;
-    Ok(Contents { metadata, tensors, files, companions: Companions::beside(directory)? })
+    let (metadata, companions) = surroundings(Some(directory), index.path(), texts, &mut budget)?;
+    Ok(Contents { metadata, tensors, files, companions })
 }
 
-/// The keys of `config`, and the header's own texts, which are kept apart under their own key.
-fn metadata(
-    home: &File,
-    config: Option<&File>,
+/// `config.json` and what else is in `directory`; without a `config.json` its other files belong to nothing.
+///
+/// The texts of the safetensors header are kept apart, under their own key. Without a `config.json`, `home`
+/// is the file that the metadata is from.
+fn surroundings(
+    directory: Option<&Path>,
+    home: &Path,
     texts: Map,
     budget: &mut Budget,
-) -> Result<Metadata> {
-    let mut map = match config {
-        Some(config) => {
+) -> Result<(Metadata, Companions)> {
+    let config = match directory {
+        Some(directory) => File::open_if_present(directory.join(CONFIG))?.zip(Some(directory)),
+        None => None,
+    };
+    let (home, mut map, companions) = match &config {
+        Some((config, directory)) => {
             budget.next_file(config.path(), config.size());
-            json::parse_object(config.path(), 0, config.bytes(), budget)?
+            let map = json::parse_object(config.path(), 0, config.bytes(), budget)?;
+            (config.path(), map, Companions::beside(directory)?)
         }
-        None => Map::default(),
+        None => (home, Map::default(), Companions::default()),
     };
     if !texts.is_empty() {
         map.insert(safetensors::METADATA_KEY, texts);
     }
-    Ok(Metadata::new(home.path(), map))
+    Ok((Metadata::new(home, map), companions))
+}
+
+/// All shards must be there; an interrupted download is the usual reason that they are not.
+fn check_presence(directory: &Path, shards: &BTreeSet<&str>) -> Result<()> {
+    let missing: Vec<_> =
+        shards.iter().copied().filter(|name| !directory.join(name).is_file()).collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    Err(Error::Directory {
+        directory: directory.to_owned(),
+        expected: format!("the {} shards of the index", shards.len()),
+        found: format!("{} of them missing, the first is {first}", missing.len()),
+        help: "complete the download",
+    })
 }
 
 /// The `weight_map` of an index: the file of each tensor.
@@ -197,7 +210,7 @@ impl WeightMap {
     }
 
     /// The files, sorted by name.
-    fn open_order(&self) -> BTreeSet<&str> {
+    fn shards(&self) -> BTreeSet<&str> {
         self.0.iter().filter_map(|(_, file)| file.as_str()).collect()
     }
 

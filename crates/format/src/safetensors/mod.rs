@@ -5,7 +5,7 @@ use apr_tensor::DType;
 mod reader;
 mod writer;
 
-pub(crate) use reader::read;
+pub(crate) use reader::{Contents, read};
 pub use writer::Writer;
 
 /// The key of the header that is no tensor: free texts of the writer.
