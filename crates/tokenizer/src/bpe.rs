@@ -1,0 +1,151 @@
+//! Byte-pair encoding, by the `tokenizers` crate.
+//!
+//! Everything that this crate would panic on or resolve in silence is checked here first.
+
+use std::borrow::Cow;
+
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::{
+    AddedToken, Model as _, NormalizerWrapper, OffsetType, PreTokenizer as _, PreTokenizerWrapper,
+};
+
+use crate::added::{Added, Specials};
+use crate::error::{Error, Place, Result};
+
+/// A byte-pair encoder with everything that happens before the merging.
+#[derive(Debug)]
+pub(crate) struct Bpe {
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    model: BPE,
+    added: Added,
+}
+
+/// What to do with characters that the vocabulary does not have.
+#[derive(Debug, Default)]
+pub(crate) struct Unknown {
+    pub(crate) token: Option<String>,
+    pub(crate) fuse: bool,
+    pub(crate) byte_fallback: bool,
+}
+
+/// Merge rules and vocabulary, not yet checked.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) vocab: Vocab,
+    pub(crate) merges: Merges,
+    pub(crate) merges_place: Place,
+    /// A word that is a token is taken whole, whatever the merges would make of it.
+    pub(crate) ignore_merges: bool,
+    pub(crate) unknown: Unknown,
+}
+
+impl Bpe {
+    pub(crate) fn new(
+        rules: Rules,
+        normalizer: Option<NormalizerWrapper>,
+        pre_tokenizer: Option<PreTokenizerWrapper>,
+        added_place: &Place,
+        added: Vec<AddedToken>,
+    ) -> Result<Self> {
+        let model = rules.build()?;
+        let added = Added::new(added_place, added, &model, normalizer.as_ref())?;
+        Ok(Self { normalizer, pre_tokenizer, model, added })
+    }
+
+    pub(crate) fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
+        self.pieces(text, specials).map_err(|e| match e.downcast::<Error>() {
+            Ok(ours) => *ours,
+            Err(source) => Error::Library { place: Place::new("the text", "encoding"), source },
+        })
+    }
+
+    fn pieces(&self, text: &str, specials: Specials) -> tokenizers::Result<Vec<u32>> {
+        let mut pieces = self.added.split(text, specials, self.normalizer.as_ref());
+        if let Some(pre_tokenizer) = &self.pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| {
+            let tokens = self.model.tokenize(piece.get())?;
+            // Without an unknown token the library drops what it cannot spell.
+            let spelt = tokens.last().map_or(0, |last| last.offsets.1);
+            if spelt < piece.get().len() {
+                return Err(Error::Unspellable { text: piece.get_original().to_owned() }.into());
+            }
+            Ok(tokens)
+        })?;
+        Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+    }
+
+    pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
+        self.model.token_to_id(token)
+    }
+}
+
+impl Rules {
+    fn build(self) -> Result<BPE> {
+        let Self { vocab, merges, merges_place: place, ignore_merges, unknown } = self;
+        let mut product = String::new();
+        for (index, (left, right)) in merges.iter().enumerate() {
+            product.clear();
+            product.extend([left.as_str(), right]);
+            for token in [left, right, &product] {
+                if !vocab.contains_key(token) {
+                    let unknown = token.clone();
+                    return Err(Error::UnknownMergeToken { place, index, unknown });
+                }
+            }
+        }
+        let mut builder = BPE::builder()
+            .vocab_and_merges(vocab, merges)
+            .fuse_unk(unknown.fuse)
+            .byte_fallback(unknown.byte_fallback)
+            .ignore_merges(ignore_merges);
+        if let Some(token) = unknown.token {
+            builder = builder.unk_token(token);
+        }
+        builder.build().map_err(|source| Error::Library { place, source })
+    }
+}
+
+/// Adds a token to a vocabulary in which every text has one id.
+pub(crate) fn insert_unique(
+    vocab: &mut Vocab,
+    place: &Place,
+    token: Cow<'_, str>,
+    id: u32,
+) -> Result<()> {
+    match vocab.get(token.as_ref()) {
+        Some(&first) if first != id => Err(Error::DuplicateToken {
+            place: place.clone(),
+            token: token.into_owned(),
+            first,
+            second: id,
+        }),
+        _ => {
+            vocab.insert(token.into_owned(), id);
+            Ok(())
+        }
+    }
+}
+
+/// Reads merge rules written as one string, `left right`.
+///
+/// The space is looked for after the first byte: a token may begin with one.
+pub(crate) fn split_merges<'a>(
+    place: &Place,
+    merges: impl IntoIterator<Item = &'a str>,
+) -> Result<Merges> {
+    let split = |(index, merge): (usize, &str)| {
+        let first = merge.chars().next().map_or(0, char::len_utf8);
+        match merge[first..].split_once(' ') {
+            Some((left, right)) if !right.is_empty() => {
+                Ok((merge[..first + left.len()].to_owned(), right.to_owned()))
+            }
+            _ => {
+                Err(Error::MalformedMerge { place: place.clone(), index, merge: merge.to_owned() })
+            }
+        }
+    };
+    merges.into_iter().enumerate().map(split).collect()
+}

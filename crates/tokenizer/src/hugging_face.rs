@@ -1,0 +1,321 @@
+//! `tokenizer.json` and the files beside it.
+//!
+//! The steps before merging are the `tokenizers` crate's own; the model is read here, so that
+//! duplicate tokens, bad ids and merges of unknown tokens are errors with a name, not a panic or a
+//! guess.
+
+mod shape;
+
+use apr_format::{Checkpoint, Companions, Metadata};
+use serde_json::Value;
+use tokenizers::models::bpe::Vocab;
+use tokenizers::{
+    Encoding, NormalizerWrapper, PostProcessor as _, PostProcessorWrapper, PreTokenizerWrapper,
+    Token,
+};
+
+use crate::bpe::{Bpe, Rules, Unknown, insert_unique, split_merges};
+use crate::error::{Error, Place, Result};
+use crate::template::ChatTemplate;
+use crate::vocabulary::{Kind, MAX_IDS, Spelling, Vocabulary, byte_token};
+use crate::{Model, Tokenizer, stop};
+use shape::{AddedTokenJson, MergesJson, ModelJson, Settings, TokenizerJson};
+
+/// Reads the tokenizer that lies beside a checkpoint.
+pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    let companions = checkpoint.companions();
+    let Some(file) = &companions.tokenizer else {
+        return Err(Error::NoTokenizer { file: checkpoint.path().display().to_string() });
+    };
+    let name = file.path().display().to_string();
+    let source = Source { name: &name };
+    source.tokenizer(file.bytes(), companions, Some(checkpoint.metadata()))
+}
+
+/// Reads a `tokenizer.json` that stands alone.
+pub(crate) fn read_json(name: &str, bytes: &[u8]) -> Result<Tokenizer> {
+    Source { name }.tokenizer(bytes, &Companions::default(), None)
+}
+
+/// A `tokenizer.json` by name.
+struct Source<'a> {
+    name: &'a str,
+}
+
+impl Source<'_> {
+    fn place(&self, key: &str) -> Place {
+        Place::new(self.name, key)
+    }
+
+    fn tokenizer(
+        &self,
+        bytes: &[u8],
+        companions: &Companions,
+        model_config: Option<&Metadata>,
+    ) -> Result<Tokenizer> {
+        let TokenizerJson {
+            added_tokens,
+            normalizer,
+            pre_tokenizer,
+            post_processor,
+            decoder,
+            model,
+        } = TokenizerJson::parse(self.name, bytes)?;
+        let (spelling, strips_space) = self.spelling(decoder.as_ref())?;
+        let (bpe, vocabulary) =
+            self.model(model, added_tokens, spelling, normalizer, pre_tokenizer)?;
+        let model = Model::Bpe(bpe);
+        let (mut prefix, mut suffix) = self.affixes(post_processor, &vocabulary)?;
+
+        let config = Settings::parse(companions.tokenizer_config.as_ref())?;
+        let map = Settings::parse(companions.special_tokens_map.as_ref())?;
+        let generation = Settings::parse(companions.generation_config.as_ref())?;
+        let token = |key: &str| config.token(key).or_else(|| map.token(key));
+        let eos = token("eos_token").and_then(|t| model.id_of(t));
+        let mut bos = token("bos_token").and_then(|t| model.id_of(t));
+        let mut stops = generation.ids("eos_token_id", &vocabulary)?;
+        stops.extend(eos);
+        if let Some(model_config) = model_config {
+            stops.extend(config_ids(model_config, "eos_token_id", &vocabulary)?);
+            bos = bos.or(config_ids(model_config, "bos_token_id", &vocabulary)?.first().copied());
+        }
+        affix_if(config.bool("add_bos_token"), bos, &mut prefix);
+        affix_if(config.bool("add_eos_token"), eos, &mut suffix);
+
+        let template = template_source(companions, &config)?.map(|(file, source)| {
+            let names = ["bos_token", "eos_token", "unk_token", "pad_token"];
+            let variables = names.map(|name| (name, token(name).map(str::to_owned)));
+            ChatTemplate::new(&file, &source, variables)
+        });
+        stop::add_known(&mut stops, &vocabulary, template.as_ref(), |t| model.id_of(t));
+        Ok(Tokenizer { vocabulary, model, prefix, suffix, strips_space, bos, stops, template })
+    }
+
+    /// How the decoder says that tokens spell bytes, and whether it takes away a leading space.
+    fn spelling(&self, decoder: Option<&Value>) -> Result<(Spelling, bool)> {
+        let steps = match decoder {
+            Some(decoder) => match decoder["decoders"].as_array() {
+                Some(steps) => steps.as_slice(),
+                None => std::slice::from_ref(decoder),
+            },
+            None => &[],
+        };
+        let mut spelling = None;
+        let mut strips = false;
+        for step in steps {
+            match step["type"].as_str().unwrap_or_default() {
+                "ByteLevel" => spelling = Some(Spelling::ByteLevel),
+                "Metaspace" => {
+                    spelling = Some(Spelling::SentencePiece);
+                    strips = step["prepend_scheme"] != "never" && step["add_prefix_space"] != false;
+                }
+                "Replace" if step["pattern"]["String"] == "▁" && step["content"] == " " => {
+                    spelling = Some(Spelling::SentencePiece);
+                }
+                "Strip" if step["content"] == " " && step["stop"] == 0 => {
+                    strips = step["start"] == 1;
+                }
+                "ByteFallback" | "Fuse" => {}
+                _ => {
+                    return Err(Error::Unsupported {
+                        place: self.place("decoder"),
+                        found: step.to_string(),
+                        supported: "ByteLevel, Metaspace, or the Replace, ByteFallback, Fuse and \
+                                    Strip of SentencePiece models"
+                            .to_owned(),
+                    });
+                }
+            }
+        }
+        let spelling = spelling.ok_or_else(|| Error::Missing {
+            place: self.place("decoder"),
+            expected: "ByteLevel, Metaspace or Replace, which say how tokens spell text",
+        })?;
+        Ok((spelling, strips))
+    }
+
+    /// Added tokens join the vocabulary of the model, so that their ids are those of the file.
+    fn model(
+        &self,
+        json: ModelJson,
+        added: Vec<AddedTokenJson>,
+        spelling: Spelling,
+        normalizer: Option<NormalizerWrapper>,
+        pre_tokenizer: Option<PreTokenizerWrapper>,
+    ) -> Result<(Bpe, Vocabulary)> {
+        for (key, affix) in [
+            ("model.continuing_subword_prefix", &json.continuing_subword_prefix),
+            ("model.end_of_word_suffix", &json.end_of_word_suffix),
+        ] {
+            if let Some(found) = affix.clone().filter(|affix| !affix.is_empty()) {
+                let (place, supported) = (self.place(key), "none".to_owned());
+                return Err(Error::Unsupported { place, found, supported });
+            }
+        }
+        if let Some(token) = &json.unk_token
+            && !json.vocab.0.iter().any(|(known, _)| known == token)
+        {
+            let place = self.place(&format!("model.vocab[{token:?}]"));
+            return Err(Error::Missing { place, expected: "the id of the unknown token" });
+        }
+        let is_unknown = |token: &String| json.unk_token.as_ref() == Some(token);
+        let kind_of = |token: &String| match () {
+            () if is_unknown(token) => Kind::Unknown,
+            () if json.byte_fallback && byte_token(token).is_some() => Kind::Byte,
+            () => Kind::Normal,
+        };
+        let kind_of_added = |added: &AddedTokenJson| match added.token.special {
+            _ if is_unknown(&added.token.content) => Kind::Unknown,
+            true => Kind::Control,
+            false => Kind::UserDefined,
+        };
+        let mut tokens = ById::new(self.place("model.vocab"));
+        for (token, id) in &json.vocab.0 {
+            tokens.set(*id, token, kind_of(token))?;
+        }
+        tokens.place = self.place("added_tokens");
+        for added in &added {
+            tokens.set(added.id, &added.token.content, kind_of_added(added))?;
+        }
+        let vocabulary = tokens.vocabulary(spelling);
+
+        let place = self.place("model.vocab");
+        let mut vocab = Vocab::default();
+        vocab.reserve(json.vocab.0.len() + added.len());
+        for (token, id) in json.vocab.0 {
+            insert_unique(&mut vocab, &place, token.into(), id)?;
+        }
+        let place = self.place("added_tokens");
+        for added in &added {
+            insert_unique(&mut vocab, &place, added.token.content.as_str().into(), added.id)?;
+        }
+        let merges_place = self.place("model.merges");
+        let merges = match json.merges {
+            MergesJson::Pairs(merges) => merges,
+            MergesJson::Strings(merges) => {
+                split_merges(&merges_place, merges.iter().map(String::as_str))?
+            }
+        };
+        let unknown = Unknown {
+            token: json.unk_token,
+            fuse: json.fuse_unk,
+            byte_fallback: json.byte_fallback,
+        };
+        let ignore_merges = json.ignore_merges;
+        let rules = Rules { vocab, merges, merges_place, ignore_merges, unknown };
+        let added = added.into_iter().map(|a| a.token).collect();
+        Ok((Bpe::new(rules, normalizer, pre_tokenizer, &place, added)?, vocabulary))
+    }
+
+    /// The ids that the post-processor puts before and after a text: seen by having it process a
+    /// mark that no vocabulary has.
+    fn affixes(
+        &self,
+        processor: Option<PostProcessorWrapper>,
+        vocabulary: &Vocabulary,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
+        const MARK: u32 = u32::MAX;
+        let Some(processor) = processor else { return Ok((Vec::new(), Vec::new())) };
+        let place = || self.place("post_processor");
+        let mark = Encoding::from_tokens(vec![Token::new(MARK, String::new(), (0, 0))], 0);
+        let processed = processor
+            .process(mark, None, true)
+            .map_err(|source| Error::Library { place: place(), source })?;
+        let mut parts = processed.get_ids().split(|&id| id == MARK);
+        let check = |ids: &[u32]| {
+            ids.iter().map(|&id| vocabulary.check(place(), id.into())).collect::<Result<Vec<_>>>()
+        };
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(prefix), Some(suffix), None) => Ok((check(prefix)?, check(suffix)?)),
+            _ => Err(Error::WrongType {
+                place: place(),
+                expected: "a template in which the text occurs exactly once",
+            }),
+        }
+    }
+}
+
+/// Tokens in the order of their ids.
+struct ById<'a> {
+    place: Place,
+    slots: Vec<Option<(&'a str, Kind)>>,
+}
+
+impl<'a> ById<'a> {
+    fn new(place: Place) -> Self {
+        Self { place, slots: Vec::new() }
+    }
+
+    /// A token may be set twice, with the better known kind last: `<s>` is often both in the
+    /// model and among the added tokens.
+    fn set(&mut self, id: u32, token: &'a str, kind: Kind) -> Result<()> {
+        if id >= MAX_IDS {
+            let place = self.place.clone();
+            return Err(Error::IdOutOfRange { place, id: id.into(), limit: MAX_IDS.into() });
+        }
+        let index = id as usize;
+        if index >= self.slots.len() {
+            self.slots.resize(index + 1, None);
+        }
+        match self.slots[index].replace((token, kind)) {
+            Some((first, _)) if first != token => Err(Error::DuplicateId {
+                place: self.place.clone(),
+                id,
+                first: first.to_owned(),
+                second: token.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn vocabulary(self, spelling: Spelling) -> Vocabulary {
+        let mut vocabulary = Vocabulary::default();
+        for slot in self.slots {
+            let (token, kind) = slot.unwrap_or(("", Kind::Unused));
+            vocabulary.push(token, kind, spelling);
+        }
+        vocabulary
+    }
+}
+
+/// One id or a list of ids from the model's own config.
+fn config_ids(config: &Metadata, key: &str, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
+    let ids = match config.get(key).and_then(apr_format::Value::as_array) {
+        Some(ids) => ids.iter().filter_map(apr_format::Value::as_u64).collect(),
+        None => config.u64(key)?.into_iter().collect::<Vec<_>>(),
+    };
+    let file = config.file().display().to_string();
+    ids.into_iter().map(|id| vocabulary.check(Place::new(&file, key), id)).collect()
+}
+
+/// The settings `add_bos_token` and `add_eos_token` go before what the post-processor does.
+fn affix_if(wanted: Option<bool>, id: Option<u32>, affix: &mut Vec<u32>) {
+    let Some(id) = id else { return };
+    match wanted {
+        Some(true) if !affix.contains(&id) => affix.push(id),
+        Some(false) => affix.retain(|&other| other != id),
+        _ => {}
+    }
+}
+
+/// The chat template and the file that it is in: its own file, else the tokenizer's settings.
+fn template_source(companions: &Companions, config: &Settings) -> Result<Option<(String, String)>> {
+    if let Some(file) = &companions.chat_template {
+        let name = file.path().display().to_string();
+        return match std::str::from_utf8(file.bytes()) {
+            Ok(source) => Ok(Some((name, source.to_owned()))),
+            Err(_) => Err(Error::WrongType { place: Place::new(&name, "text"), expected: "UTF-8" }),
+        };
+    }
+    let source = match config.get("chat_template") {
+        Value::String(source) => Some(source.as_str()),
+        // Several by name: the one for plain conversations.
+        Value::Array(named) => named
+            .iter()
+            .find(|entry| entry["name"] == "default")
+            .or(named.first())
+            .and_then(|entry| entry["template"].as_str()),
+        _ => None,
+    };
+    Ok(source.map(|source| (format!("{}: chat_template", config.file), source.to_owned())))
+}
