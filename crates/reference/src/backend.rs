@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use apr_model::*;
-use apr_tensor::{DType, Stored, activation::ActivationType};
+use apr_tensor::{
+    DType, Stored,
+    activation::{ActivationType, Q8Row},
+};
 
 use crate::{Arithmetic, Real, Tensor};
 
@@ -87,12 +90,15 @@ impl<F: Real> Backend for Reference<F> {
         let mut w_row = vec![0.0f32; x.cols()];
         let mut column = 0;
         for part in w {
-            let x = self.rounded(x, (self.arithmetic.activations)(part.dtype()));
+            let dtype = part.dtype();
+            let kind = (self.arithmetic.activations)(dtype);
+            let x: Vec<Rounded<F>> = x.rows().map(|row| Rounded::new(row, kind)).collect();
             for row in 0..part.shape().rows() {
                 part.dequantize_row(row, &mut w_row)?;
-                for (i, x) in x.rows().enumerate() {
-                    let products = x.iter().zip(&w_row).map(|(&x, &w)| x * F::of(w.into()));
-                    y.data[i * out + column] = products.sum();
+                for (i, x) in x.iter().enumerate() {
+                    let products = x.row.iter().zip(&w_row).map(|(&x, &w)| x * F::of(w.into()));
+                    let correction = x.min_correction(dtype, part.row_bytes(row));
+                    y.data[i * out + column] = products.sum::<F>() + correction;
                 }
                 column += 1;
             }
@@ -273,19 +279,29 @@ impl<F: Real> Reference<F> {
             rounded => rounded.name().to_owned(),
         }
     }
+}
 
-    /// `x` as an engine holds it that rounds activations to `kind`.
-    fn rounded(&self, x: &Tensor<F>, kind: ActivationType) -> Tensor<F> {
+/// A row of activations as an engine holds it that rounds them.
+struct Rounded<F> {
+    row: Vec<F>,
+    quantized: Option<Q8Row>,
+}
+
+impl<F: Real> Rounded<F> {
+    fn new(row: &[F], kind: ActivationType) -> Self {
         if kind == ActivationType::F32 {
-            return x.clone();
+            return Self { row: row.to_vec(), quantized: None };
         }
-        let mut rounded = x.clone();
-        for row in rounded.data.chunks_exact_mut(x.cols()) {
-            // Engines round activations that they hold in f32.
-            let mut single: Vec<f32> = row.iter().map(|&x| x.wide() as f32).collect();
-            kind.round_row(&mut single);
-            row.iter_mut().zip(single).for_each(|(x, r)| *x = F::of(r.into()));
-        }
-        rounded
+        // Engines round activations that they hold in f32.
+        let single: Vec<f32> = row.iter().map(|&x| x.wide() as f32).collect();
+        let mut wide = vec![0.0f64; single.len()];
+        kind.round_row(&single, &mut wide);
+        let row = wide.into_iter().map(F::of).collect();
+        Self { row, quantized: kind.quantize_row(&single) }
+    }
+
+    /// What the engine's dot product has beyond the sum of products; see [`Q8Row::min_correction`].
+    fn min_correction(&self, dtype: DType, weights: &[u8]) -> F {
+        F::of(self.quantized.as_ref().map_or(0.0, |q| q.min_correction(dtype, weights)))
     }
 }
