@@ -31,7 +31,7 @@ impl Block for Q2_K {
         for (i, (out, scale)) in out.chunks_exact_mut(16).zip(self.scales).enumerate() {
             let (dl, ml) = (d * f32::from(scale & 0xf), dmin * f32::from(scale >> 4));
             let (start, shift) = crumbs(i);
-            for (out, q) in out.iter_mut().zip(&self.qs[start..]) {
+            for (out, q) in out.iter_mut().zip(&self.qs[start..start + 16]) {
                 *out = dl * f32::from((q >> shift) & 3) - ml;
             }
         }

@@ -42,8 +42,8 @@ impl Block for Q3_K {
         for (i, out) in out.chunks_exact_mut(16).enumerate() {
             let dl = d * f32::from(self.scale(i));
             let (start, shift) = crumbs(i);
-            let high = &self.hmask[16 * (i % 2)..];
-            for ((out, q), high) in out.iter_mut().zip(&self.qs[start..]).zip(high) {
+            let high = &self.hmask[16 * (i % 2)..][..16];
+            for ((out, q), high) in out.iter_mut().zip(&self.qs[start..start + 16]).zip(high) {
                 let q = (q >> shift) & 3 | ((high >> (i / 2)) & 1) << 2;
                 *out = dl * (f32::from(q) - 4.0);
             }

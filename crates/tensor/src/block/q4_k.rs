@@ -32,7 +32,7 @@ impl Block for Q4_K {
             let (scale, min) = scale_min(&self.scales, i);
             let (dl, ml) = (d * f32::from(scale), dmin * f32::from(min));
             let (start, shift) = (32 * (i / 2), 4 * (i % 2));
-            for (out, q) in out.iter_mut().zip(&self.qs[start..]) {
+            for (out, q) in out.iter_mut().zip(&self.qs[start..start + 32]) {
                 *out = dl * f32::from((q >> shift) & 0xf) - ml;
             }
         }

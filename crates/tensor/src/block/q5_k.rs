@@ -33,7 +33,7 @@ impl Block for Q5_K {
             let (scale, min) = scale_min(&self.scales, i);
             let (dl, ml) = (d * f32::from(scale), dmin * f32::from(min));
             let (start, shift) = (32 * (i / 2), 4 * (i % 2));
-            for ((out, q), high) in out.iter_mut().zip(&self.qs[start..]).zip(self.qh) {
+            for ((out, q), high) in out.iter_mut().zip(&self.qs[start..start + 32]).zip(self.qh) {
                 let q = (q >> shift) & 0xf | ((high >> i) & 1) << 4;
                 *out = dl * f32::from(q) - ml;
             }

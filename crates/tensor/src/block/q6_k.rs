@@ -34,7 +34,9 @@ impl Block for Q6_K {
             let (half, part) = (i / 8, i % 8);
             let (low, low_shift) = (64 * half + 16 * (part % 4), 4 * (part / 4));
             let (high, high_shift) = (32 * half + 16 * (part % 2), 2 * (part / 2));
-            for ((out, low), high) in out.iter_mut().zip(&self.ql[low..]).zip(&self.qh[high..]) {
+            for ((out, low), high) in
+                out.iter_mut().zip(&self.ql[low..low + 16]).zip(&self.qh[high..high + 16])
+            {
                 let q = (low >> low_shift) & 0xf | ((high >> high_shift) & 3) << 4;
                 *out = dl * (f32::from(q) - 32.0);
             }

@@ -25,7 +25,7 @@ impl Block for TQ2_0 {
         let d = self.d.to_f32();
         for (i, out) in out.chunks_exact_mut(16).enumerate() {
             let (start, shift) = crumbs(i);
-            for (out, q) in out.iter_mut().zip(&self.qs[start..]) {
+            for (out, q) in out.iter_mut().zip(&self.qs[start..start + 16]) {
                 *out = d * (f32::from((q >> shift) & 3) - 1.0);
             }
         }
