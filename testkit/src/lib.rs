@@ -4,6 +4,7 @@
 mod collect;
 mod distance;
 mod fixtures;
+pub mod invariants;
 
 pub use collect::{Collect, Shown};
 pub use distance::relative_l2;
