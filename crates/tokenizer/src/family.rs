@@ -27,7 +27,6 @@ pub(crate) struct Family {
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const PLAIN: Family =
@@ -35,7 +34,6 @@ const PLAIN: Family =
 
 static FAMILIES: &[Family] = &[
     Family { names: &["qwen2", "deepseek-r1-qwen"], patterns: &[QWEN2], composes: true, ..PLAIN },
-    Family { names: &["qwen35"], patterns: &[QWEN35], composes: true, ..PLAIN },
     Family {
         names: &["llama-bpe", "llama3", "llama-v3"],
         patterns: &[LLAMA3],
@@ -44,12 +42,15 @@ static FAMILIES: &[Family] = &[
         ..PLAIN
     },
     Family { names: &["gpt-2"], patterns: &[GPT2], ..PLAIN },
-    Family { names: &["mpt", "olmo"], patterns: &[GPT2], composes: true, ..PLAIN },
     Family { names: &["starcoder", "refact", "smollm"], patterns: &[r"\p{N}", GPT2], ..PLAIN },
-    Family { names: &["command-r"], patterns: &[r"\p{N}", GPT2], composes: true, ..PLAIN },
     Family {
         names: &["falcon"],
         patterns: &[r"[\p{P}$+<=>^~|`]+", GPT2, "[0-9][0-9][0-9]"],
+        ..PLAIN
+    },
+    Family {
+        names: &["deepseek-coder"],
+        patterns: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\u{d7ff}]+", r"\p{N}"],
         ..PLAIN
     },
     Family {

@@ -179,3 +179,104 @@ impl PartialEq for Pair {
 }
 
 impl Eq for Pair {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tokenizers::models::bpe::Vocab;
+
+    fn spm(tokens: &[(&str, f32)], add_space_prefix: bool) -> Spm {
+        let vocab: Vocab = tokens.iter().zip(0..).map(|((t, _), id)| (t.to_string(), id)).collect();
+        let ids = WordLevel::builder().vocab(vocab).build().unwrap();
+        let scores = tokens.iter().map(|t| t.1).collect();
+        let place = Place::new("test", "tokens");
+        let added = vec![AddedToken::from("<s>", true).normalized(false)];
+        Spm::new(ids, scores, None, add_space_prefix, &place, added).unwrap()
+    }
+
+    /// All bytes, so that every text can be spelt, and `<s>`.
+    fn with_bytes<'a>(tokens: &[(&'a str, f32)], bytes: &'a [String]) -> Vec<(&'a str, f32)> {
+        let bytes = bytes.iter().map(|b| (b.as_str(), -1e9));
+        [("<s>", 0.0)].into_iter().chain(bytes).chain(tokens.iter().copied()).collect()
+    }
+
+    fn byte_tokens() -> Vec<String> {
+        (0..=255).map(|b| format!("<0x{b:02X}>")).collect()
+    }
+
+    /// The definition: look at all neighbours, merge the best pair, start again.
+    fn naive(tokens: &[(&str, f32)], text: &str) -> Vec<String> {
+        let score = |piece: &str| tokens.iter().find(|t| t.0 == piece).map(|t| t.1);
+        let mut pieces: Vec<String> = text.chars().map(String::from).collect();
+        loop {
+            let mut best: Option<(f32, usize)> = None;
+            for i in 1..pieces.len() {
+                if let Some(s) = score(&format!("{}{}", pieces[i - 1], pieces[i]))
+                    && best.is_none_or(|(top, _)| s > top)
+                {
+                    best = Some((s, i));
+                }
+            }
+            let Some((_, right)) = best else { break };
+            let piece = pieces.remove(right);
+            pieces[right - 1] += &piece;
+        }
+        let spell = |piece: String| match score(&piece) {
+            Some(_) => vec![piece],
+            None => piece.bytes().map(|b| format!("<0x{b:02X}>")).collect(),
+        };
+        pieces.into_iter().flat_map(spell).collect()
+    }
+
+    #[test]
+    fn the_best_score_wins_and_ties_go_left() {
+        let bytes = byte_tokens();
+        let tokens = with_bytes(
+            &[("▁", -9.0), ("a", -9.0), ("b", -9.0), ("ab", -2.0), ("ba", -1.0)],
+            &bytes,
+        );
+        let spm = spm(&tokens, false);
+        let text = |text: &str| -> Vec<&str> {
+            let ids = spm.encode(text, Specials::Parse).unwrap();
+            ids.iter().map(|&id| tokens[id as usize].0).collect()
+        };
+        assert_eq!(text("aba"), ["a", "ba"], "the better pair, although it is on the right");
+        assert_eq!(text("ababa"), ["a", "ba", "ba"]);
+        assert_eq!(text("a é"), ["a", "▁", "<0xC3>", "<0xA9>"], "no token: bytes");
+        assert_eq!(text("<s>a<s>"), ["<s>", "a", "<s>"]);
+        assert!(text("").is_empty());
+    }
+
+    #[test]
+    fn a_space_goes_before_every_stretch_of_text_if_the_model_asks_for_it() {
+        let bytes = byte_tokens();
+        let tokens = with_bytes(&[("▁", -9.0), ("a", -9.0), ("▁a", -1.0)], &bytes);
+        let ids = |add, specials| spm(&tokens, add).encode("a<s>a", specials).unwrap();
+        let (mark, a, spaced) = (0, 258, 259);
+        assert_eq!(ids(true, Specials::Parse), [spaced, mark, spaced]);
+        assert_eq!(ids(false, Specials::Parse), [a, mark, a]);
+        assert_eq!(ids(false, Specials::Literal).len(), 5);
+    }
+
+    #[test]
+    fn text_that_cannot_be_spelt_is_an_error_and_not_a_hole() {
+        let error = spm(&[("<s>", 0.0), ("a", -1.0)], false).encode("ab", Specials::Parse);
+        assert!(matches!(error, Err(Error::Unspellable { text }) if text == "b"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_queue_finds_what_the_definition_finds(
+            pieces in prop::collection::hash_map("[ab▁é]{1,4}", -4i8..0, 1..24),
+            text in "[ab é日]{0,24}",
+        ) {
+            let bytes = byte_tokens();
+            let tokens: Vec<_> = pieces.iter().map(|(p, &s)| (p.as_str(), f32::from(s))).collect();
+            let tokens = with_bytes(&tokens, &bytes);
+            let ids = spm(&tokens, false).encode(&text, Specials::Parse).unwrap();
+            let found: Vec<_> = ids.iter().map(|&id| tokens[id as usize].0).collect();
+            prop_assert_eq!(found, naive(&tokens, &text.replace(' ', "▁")));
+        }
+    }
+}

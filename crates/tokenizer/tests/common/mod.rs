@@ -1,7 +1,7 @@
 //! Texts, and the way from a `tokenizer.json` to the same tokenizer in a GGUF file.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use apr_format::{Checkpoint, Map, Value, gguf};
+use apr_format::{Checkpoint, Value, gguf};
 use apr_tokenizer::{Result, Tokenizer};
 
 /// Everything that has ever tripped a tokenizer.
