@@ -24,11 +24,16 @@ impl Budget {
         Self { file: file.to_owned(), limit, left: limit }
     }
 
-    /// Another file of the same checkpoint.
-    pub(crate) fn next_file(&mut self, file: &Path, len: u64) {
-        self.file = file.to_owned();
+    /// Goes on with another file of the same checkpoint, whose size was not in the sum.
+    pub(crate) fn add_file(&mut self, file: &Path, len: u64) {
+        self.go_on(file);
         self.limit = self.limit.saturating_add(len.saturating_mul(2));
         self.left = self.left.saturating_add(len.saturating_mul(2));
+    }
+
+    /// Goes on with another file of the same checkpoint, whose size was in the sum.
+    pub(crate) fn go_on(&mut self, file: &Path) {
+        self.file = file.to_owned();
     }
 
     /// Whether `bytes` can still be allocated; takes them if so.

@@ -104,7 +104,7 @@ pub enum Error {
         found: String,
     },
     /// A JSON text does not parse, or repeats a key.
-    #[error("{}, offset {offset}: {source}", file.display())]
+    #[error("{}, offset {offset}: the JSON cannot be read: {source}", file.display())]
     Json {
         /// The file.
         file: PathBuf,

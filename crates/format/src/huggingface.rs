@@ -100,15 +100,16 @@ fn read_single(file: File, directory: Option<&Path>) -> Result<Contents> {
     let mut budget = Budget::new(file.path(), file.size());
     let safetensors::Contents { metadata: texts, entries } = safetensors::read(&file, &mut budget)?;
     let mut tensors = Tensors::default();
-    tensors.add(&file, entries, file.size())?;
+    tensors.add(&file, entries, 0)?;
     let (metadata, companions) = surroundings(directory, file.path(), texts, &mut budget)?;
     Ok(Contents { metadata, tensors, files: vec![file], companions })
 }
 
 /// Opens the shards that `index` lists, each tensor in the file that the index says.
 pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
-    let mut budget = Budget::new(index.path(), index.size());
     let directory = parent(index.path());
+    let mut budget =
+        Budget::new(index.path(), index.size().saturating_add(shards_size(directory)?));
     let map = WeightMap::read(index, &mut budget)?;
     let names = map.shards();
     check_presence(directory, &names)?;
@@ -120,12 +121,12 @@ pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
         if sniff(&shard)? != Kind::Safetensors {
             return Err(no_safetensors(&shard));
         }
-        budget.next_file(shard.path(), shard.size());
+        budget.go_on(shard.path());
         let contents = safetensors::read(&shard, &mut budget)?;
         for entry in &contents.entries {
             map.check_home(index, &entry.name, name)?;
         }
-        tensors.add(&shard, contents.entries, shard.size())?;
+        tensors.add(&shard, contents.entries, 0)?;
         if texts.is_empty() {
             texts = contents.metadata;
         }
@@ -152,7 +153,7 @@ fn surroundings(
     };
     let (home, mut map, companions) = match &config {
         Some((config, directory)) => {
-            budget.next_file(config.path(), config.size());
+            budget.add_file(config.path(), config.size());
             let map = json::parse_object(config.path(), 0, config.bytes(), budget)?;
             (config.path(), map, Companions::beside(directory)?)
         }
@@ -162,6 +163,20 @@ fn surroundings(
         map.insert(safetensors::METADATA_KEY, texts);
     }
     Ok((Metadata::new(home, map), companions))
+}
+
+/// The size of all safetensors files in `directory`, which is what an index of them may be large for.
+fn shards_size(directory: &Path) -> Result<u64> {
+    let error = |source| Error::Io { file: directory.to_owned(), source };
+    let mut size = 0u64;
+    for entry in fs::read_dir(directory).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            // A link to a shard counts with the size of the shard; one to nothing is missed later.
+            size = size.saturating_add(fs::metadata(path).map_or(0, |metadata| metadata.len()));
+        }
+    }
+    Ok(size)
 }
 
 /// All shards must be there; an interrupted download is the usual reason that they are not.

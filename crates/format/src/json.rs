@@ -5,7 +5,9 @@ use std::{fmt, path::Path};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use crate::{Error, Map, Place, Result, Value, budget::Budget, error::Shortened};
+use crate::{
+    Error, Map, Place, Result, Value, budget::Budget, error::Shortened, metadata::MAP_COST,
+};
 
 /// Parses `text`, found at `offset` in `file`, which must be an object.
 pub(crate) fn parse_object(
@@ -123,8 +125,9 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        charge(self.0, MAP_COST)?;
         let mut map = Map::default();
-        while let Some(key) = entries.next_key_seed(KeySeed(self.0))? {
+        while let Some(key) = entries.next_key_seed(TextSeed(self.0))? {
             if map.get(&key).is_some() {
                 return Err(repeated(&key));
             }
@@ -135,10 +138,10 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     }
 }
 
-/// Reads a key.
-pub(crate) struct KeySeed<'b>(pub(crate) &'b mut Budget);
+/// Reads a text, and charges what an entry of a map costs: a key, or the value of one.
+pub(crate) struct TextSeed<'b>(pub(crate) &'b mut Budget);
 
-impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+impl<'de> DeserializeSeed<'de> for TextSeed<'_> {
     type Value = String;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
@@ -146,11 +149,11 @@ impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
     }
 }
 
-impl Visitor<'_> for KeySeed<'_> {
+impl Visitor<'_> for TextSeed<'_> {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
+        f.write_str("a text")
     }
 
     fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<String, E> {

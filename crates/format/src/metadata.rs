@@ -32,9 +32,15 @@ pub enum Value {
     Object(Map),
 }
 
+// A vocabulary has hundreds of thousands of values.
+const _: () = assert!(size_of::<Value>() <= 32);
+
 /// An ordered map of keys to values.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Map(IndexMap<String, Value>);
+pub struct Map(Box<IndexMap<String, Value>>);
+
+/// What an object takes, apart from its entries.
+pub(crate) const MAP_COST: usize = size_of::<IndexMap<String, Value>>() + 64;
 
 impl Map {
     /// The value of exactly this key.
@@ -81,7 +87,8 @@ impl Map {
 
 impl<K: Into<String>, V: Into<Value>> FromIterator<(K, V)> for Map {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
-        Self(entries.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+        let entries = entries.into_iter().map(|(key, value)| (key.into(), value.into()));
+        Self(Box::new(entries.collect()))
     }
 }
 

@@ -88,9 +88,9 @@ pub(crate) struct Tensors {
 }
 
 impl Tensors {
-    /// Adds the tensors of `file`, whose data must lie within `..data_end`, without overlaps.
-    pub(crate) fn add(&mut self, file: &File, entries: Vec<Entry>, data_end: u64) -> Result<()> {
-        check_extent(file, &entries, data_end)?;
+    /// Adds the tensors of `file`, which must lie within it, before a footer of this length, without overlaps.
+    pub(crate) fn add(&mut self, file: &File, entries: Vec<Entry>, footer: u64) -> Result<()> {
+        check_extent(file, &entries, footer)?;
         check_overlaps(file, &entries)?;
         self.readable.reserve(entries.len());
         for entry in entries {
@@ -152,18 +152,23 @@ impl Tensors {
 }
 
 /// Every tensor must lie within the file. The one that ends last is named: it tells how much is missing.
-fn check_extent(file: &File, entries: &[Entry], data_end: u64) -> Result<()> {
-    match entries.iter().max_by_key(|entry| entry.end()) {
-        Some(last) if last.end() > data_end => Err(Error::Truncated {
-            file: file.path().to_owned(),
-            at: Place::Tensor(last.name.clone()),
-            what: "the tensor that ends last".to_owned(),
-            start: last.start,
-            end: last.end(),
-            len: data_end,
-        }),
-        _ => Ok(()),
+fn check_extent(file: &File, entries: &[Entry], footer: u64) -> Result<()> {
+    let Some(last) = entries.iter().max_by_key(|entry| entry.end()) else { return Ok(()) };
+    let end = last.end().saturating_add(footer);
+    if end <= file.size() {
+        return Ok(());
     }
+    Err(Error::Truncated {
+        file: file.path().to_owned(),
+        at: Place::Tensor(last.name.clone()),
+        what: match footer {
+            0 => "the tensor that ends last".to_owned(),
+            _ => format!("the tensor that ends last, with {footer} bytes of checksum,"),
+        },
+        start: last.start,
+        end,
+        len: file.size(),
+    })
 }
 
 fn check_overlaps(file: &File, entries: &[Entry]) -> Result<()> {

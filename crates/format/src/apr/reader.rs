@@ -10,6 +10,7 @@ use crate::{
     Error, File, Metadata, Place, Result,
     budget::Budget,
     cursor::Cursor,
+    error::Shortened,
     json,
     tensors::{self, Entry, Kind, MAX_DIMS, Tensors},
 };
@@ -45,7 +46,7 @@ pub(crate) fn read(file: &File, budget: &mut Budget) -> Result<Contents> {
     let metadata = Metadata::with_aliases(file.path(), map, ALIASES)?;
     let entries = header.entries(file, budget)?;
     let mut tensors = Tensors::default();
-    tensors.add(file, entries, file.size() - FOOTER_LEN)?;
+    tensors.add(file, entries, FOOTER_LEN)?;
     // Last: the errors above say more precisely what is wrong.
     check_footer(file)?;
     Ok(Contents { metadata, tensors })
@@ -127,7 +128,7 @@ impl Header {
                 return Err(Error::Truncated {
                     file: file.path().to_owned(),
                     at: Place::Offset(at),
-                    what: format!("the {what} and the checksum"),
+                    what: format!("the section {what}"),
                     start: offset,
                     end,
                     len: file.size(),
@@ -156,8 +157,13 @@ impl Header {
             if let Some(before) = entries.last()
                 && before.name >= entry.name
             {
-                let expected = format!("names in ascending order, after `{}`", before.name);
-                return Err(cursor.malformed_at(at, expected, format!("tensor `{}`", entry.name)));
+                let expected =
+                    format!("names in ascending order, after `{}`", Shortened(&before.name));
+                return Err(cursor.malformed_at(
+                    at,
+                    expected,
+                    format!("tensor `{}`", Shortened(&entry.name)),
+                ));
             }
             entries.push(entry);
         }
@@ -174,12 +180,13 @@ impl Header {
         let name = cursor.text(len.into(), "a tensor name")?.to_owned();
         budget.charge(name.len(), || Place::Tensor(name.clone()))?;
 
-        let what = format_args!("the index entry of tensor `{name}`");
+        let what = format_args!("the index entry of tensor `{}`", Shortened(&name));
         let id = cursor.u8(what)?;
         let at = cursor.offset();
         let ndim = usize::from(cursor.u8(what)?);
         if ndim > MAX_DIMS {
-            let expected = format!("at most {MAX_DIMS} dimensions of tensor `{name}`");
+            let expected =
+                format!("at most {MAX_DIMS} dimensions of tensor `{}`", Shortened(&name));
             return Err(cursor.malformed_at(at, expected, ndim.to_string()));
         }
         let mut dims = Vec::with_capacity(ndim);
@@ -195,7 +202,8 @@ impl Header {
         let at = cursor.offset();
         let offset = cursor.u64(what)?;
         if !offset.is_multiple_of(ALIGNMENT) {
-            let expected = format!("a multiple of {ALIGNMENT} as offset of tensor `{name}`");
+            let expected =
+                format!("a multiple of {ALIGNMENT} as offset of tensor `{}`", Shortened(&name));
             return Err(cursor.malformed_at(at, expected, offset.to_string()));
         }
         let at = cursor.offset();
@@ -204,8 +212,10 @@ impl Header {
             Some(dtype) => {
                 let expected = Entry::size_of(file.path(), &name, dtype, &shape)?;
                 if expected != len {
-                    let expected =
-                        format!("{expected} bytes for {dtype} {shape} of tensor `{name}`");
+                    let expected = format!(
+                        "{expected} bytes for {dtype} {shape} of tensor `{}`",
+                        Shortened(&name)
+                    );
                     return Err(cursor.malformed_at(at, expected, len.to_string()));
                 }
                 Kind::Known { dtype, bytes: len }

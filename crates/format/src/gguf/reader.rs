@@ -7,6 +7,7 @@ use crate::{
     Error, File, Map, Metadata, Place, Result, Value,
     budget::Budget,
     cursor::Cursor,
+    error::Shortened,
     json,
     tensors::{self, Entry, Kind, MAX_DIMS, MAX_NAME, Tensors},
 };
@@ -44,7 +45,7 @@ pub(crate) fn read(file: &File, budget: &mut Budget) -> Result<Contents> {
     let alignment = reader.alignment(&pairs)?;
     let entries = reader.entries(tensor_count, alignment)?;
     let mut tensors = Tensors::default();
-    tensors.add(file, entries, file.size())?;
+    tensors.add(file, entries, 0)?;
     Ok(Contents { version, metadata: Metadata::new(file.path(), pairs), tensors })
 }
 
@@ -88,7 +89,8 @@ impl<'a> Reader<'a> {
             let key = self.key()?;
             self.budget.charge(json::ENTRY_COST + key.len(), || Place::Key(key.to_owned()))?;
             let at = self.cursor.offset();
-            let kind = self.cursor.u32(format_args!("the value type of key `{key}`"))?;
+            let kind =
+                self.cursor.u32(format_args!("the value type of key `{}`", Shortened(key)))?;
             let value = self.value(key, kind, at, MAX_ARRAY_DEPTH)?;
             if pairs.insert(key, value).is_some() {
                 return Err(Error::Duplicate {
@@ -109,7 +111,7 @@ impl<'a> Reader<'a> {
 
     /// A value of type number `kind`, which was read at `kind_at`.
     fn value(&mut self, key: &str, kind: u32, kind_at: u64, depth: u32) -> Result<Value> {
-        let what = format_args!("the value of key `{key}`");
+        let what = format_args!("the value of key `{}`", Shortened(key));
         let cursor = &mut self.cursor;
         Ok(match kind {
             value_type::U8 => Value::U64(cursor.u8(what)?.into()),
@@ -138,14 +140,14 @@ impl<'a> Reader<'a> {
             }
             value_type::ARRAY => Value::Array(self.array(key, depth)?),
             _ => {
-                let expected = format!("a value type of 0 to 12 for key `{key}`");
+                let expected = format!("a value type of 0 to 12 for key `{}`", Shortened(key));
                 return Err(cursor.malformed_at(kind_at, expected, kind.to_string()));
             }
         })
     }
 
     fn array(&mut self, key: &str, depth: u32) -> Result<Vec<Value>> {
-        let what = format_args!("the array of key `{key}`");
+        let what = format_args!("the array of key `{}`", Shortened(key));
         let kind_at = self.cursor.offset();
         let kind = self.cursor.u32(what)?;
         let count_at = self.cursor.offset();
@@ -157,16 +159,23 @@ impl<'a> Reader<'a> {
             value_type::STRING | value_type::U64 | value_type::I64 | value_type::F64 => 8,
             value_type::ARRAY if depth > 0 => 12,
             value_type::ARRAY => {
-                let expected =
-                    format!("arrays nested at most {MAX_ARRAY_DEPTH} deep under key `{key}`");
+                let expected = format!(
+                    "arrays nested at most {MAX_ARRAY_DEPTH} deep under key `{}`",
+                    Shortened(key)
+                );
                 return Err(self.cursor.malformed_at(kind_at, expected, "one more"));
             }
             _ => {
-                let expected = format!("an element type of 0 to 12 for key `{key}`");
+                let expected = format!("an element type of 0 to 12 for key `{}`", Shortened(key));
                 return Err(self.cursor.malformed_at(kind_at, expected, kind.to_string()));
             }
         };
-        self.cursor.check_count(count_at, count, least, format_args!("elements of key `{key}`"))?;
+        self.cursor.check_count(
+            count_at,
+            count,
+            least,
+            format_args!("elements of key `{}`", Shortened(key)),
+        )?;
         let bytes = (count as usize).saturating_mul(size_of::<Value>());
         self.budget.charge(bytes, || Place::Key(key.to_owned()))?;
         let mut values = Vec::with_capacity(count as usize);
@@ -211,7 +220,7 @@ impl<'a> Reader<'a> {
         let name = cursor.text(len, "a tensor name")?.to_owned();
         self.budget.charge(name.len(), || Place::Tensor(name.clone()))?;
 
-        let what = format_args!("the index entry of tensor `{name}`");
+        let what = format_args!("the index entry of tensor `{}`", Shortened(&name));
         let at = cursor.offset();
         let ndim = cursor.u32(what)?;
         self.limit(at, "the number of dimensions", ndim.into(), MAX_DIMS as u64)?;
@@ -231,7 +240,8 @@ impl<'a> Reader<'a> {
         let at = cursor.offset();
         let start = cursor.u64(what)?;
         if !start.is_multiple_of(alignment) {
-            let expected = format!("a multiple of {alignment} as offset of tensor `{name}`");
+            let expected =
+                format!("a multiple of {alignment} as offset of tensor `{}`", Shortened(&name));
             return Err(cursor.malformed_at(at, expected, start.to_string()));
         }
         let kind = match DType::from_ggml_id(id) {

@@ -154,7 +154,7 @@ impl<'de> Visitor<'de> for HeaderVisitor<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut header: A) -> Result<Self::Value, A::Error> {
         let mut metadata = None;
         let mut lines = Vec::new();
-        while let Some(name) = header.next_key_seed(json::KeySeed(self.0))? {
+        while let Some(name) = header.next_key_seed(json::TextSeed(self.0))? {
             if name == METADATA_KEY {
                 if metadata.replace(header.next_value_seed(MetadataSeed(self.0))?).is_some() {
                     return Err(json::repeated(&name));
@@ -194,12 +194,12 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Map, A::Error> {
         let mut map = Map::default();
-        while let Some(key) = entries.next_key_seed(json::KeySeed(self.0))? {
+        while let Some(key) = entries.next_key_seed(json::TextSeed(self.0))? {
             if map.get(&key).is_some() {
                 return Err(json::repeated(&key));
             }
             // A key costs at least what a value does.
-            let value = entries.next_value_seed(json::KeySeed(self.0))?;
+            let value = entries.next_value_seed(json::TextSeed(self.0))?;
             map.insert(key, Value::String(value));
         }
         Ok(map)
