@@ -83,16 +83,16 @@ impl<W: Write> Body<W> {
         Ok(body)
     }
 
-    /// The name of the tensor that comes next; `None` after the last.
-    pub fn next_name(&self) -> Option<&str> {
-        self.tensors.as_slice().first().map(|tensor| tensor.name.as_str())
+    /// Name and size in bytes of the tensor that comes next; `None` after the last.
+    pub fn next_tensor(&self) -> Option<(&str, u64)> {
+        self.tensors.as_slice().first().map(|tensor| (tensor.name.as_str(), tensor.len))
     }
 
     /// Writes the next tensor.
     pub fn tensor(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let Some(tensor) = self.tensors.as_slice().first().filter(|tensor| tensor.name == name)
         else {
-            let expected = self.next_name().map(str::to_owned);
+            let expected = self.next_tensor().map(|(name, _)| name.to_owned());
             return Err(Error::WriteOrder { expected, found: format!("tensor `{name}`") });
         };
         if tensor.len != bytes.len() as u64 {
@@ -115,7 +115,7 @@ impl<W: Write> Body<W> {
 
     /// Ends the file, which must have all its tensors.
     pub fn finish(mut self) -> Result<W> {
-        if let Some(missing) = self.next_name() {
+        if let Some((missing, _)) = self.next_tensor() {
             let expected = Some(missing.to_owned());
             return Err(Error::WriteOrder { expected, found: "the end".to_owned() });
         }

@@ -14,7 +14,7 @@ fn weights(names: &[&str]) -> Vec<u8> {
     }
     let mut body = writer.begin(Vec::new()).unwrap();
     for name in names {
-        body.tensor(name, name[..1].as_bytes()).unwrap();
+        body.tensor(name, &name.as_bytes()[..1]).unwrap();
     }
     body.finish().unwrap()
 }

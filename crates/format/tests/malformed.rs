@@ -621,7 +621,8 @@ fn a_missing_tensor_is_answered_with_the_names_most_like_it() {
         writer.tensor(name, DType::U8, [0]).unwrap();
     }
     let mut body = writer.begin(Vec::new()).unwrap();
-    while let Some(name) = body.next_name().map(str::to_owned) {
+    while let Some((name, _)) = body.next_tensor() {
+        let name = name.to_owned();
         body.tensor(&name, &[]).unwrap();
     }
     let model = open("m.safetensors", &body.finish().unwrap()).unwrap();

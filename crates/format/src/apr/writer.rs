@@ -36,7 +36,7 @@ impl Writer {
         self
     }
 
-    /// Declares a tensor. [`Body::next_name`] tells whose turn it is: the order is by name.
+    /// Declares a tensor. [`Body::next_tensor`] tells whose turn it is: the order is by name.
     pub fn tensor(
         &mut self,
         name: &str,

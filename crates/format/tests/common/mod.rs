@@ -31,7 +31,8 @@ pub(crate) fn body(tensor: &Tensor) -> Vec<u8> {
 
 fn fill(mut body_of_file: Body<Vec<u8>>, tensors: &[&Tensor]) -> Vec<u8> {
     let by_name: BTreeMap<_, _> = tensors.iter().map(|tensor| (tensor.0, tensor)).collect();
-    while let Some(name) = body_of_file.next_name().map(str::to_owned) {
+    while let Some((name, _)) = body_of_file.next_tensor() {
+        let name = name.to_owned();
         body_of_file.tensor(&name, &body(by_name[name.as_str()])).unwrap();
     }
     body_of_file.finish().unwrap()
