@@ -251,6 +251,7 @@ impl Q8Row {
     /// If `weights` does not hold as many elements as this row, for those two types.
     pub fn min_correction(&self, weight: DType, weights: &[u8]) -> f64 {
         match weight {
+            _ if self.kind != ActivationType::Q8_1 => 0.0,
             DType::Q4_1 => self.correct_mins(Q4_1::slice_of(weights).iter().map(|b| b.m.to_f32())),
             DType::Q5_1 => self.correct_mins(Q5_1::slice_of(weights).iter().map(|b| b.m.to_f32())),
             _ => 0.0,
