@@ -1,0 +1,53 @@
+//! Activations rounded to 8 bits, as the integer dot products read them.
+//!
+//! The numbers are those of [`apr_tensor::activation`], which defines them; the layout is ours: scales are widened to
+//! f32, and sums stand beside the quants for the weight types that have minima. A tensor is rounded once
+//! per kind, however many weights it is multiplied with.
+
+use std::sync::OnceLock;
+
+/// Activations that share a scale.
+pub(crate) trait Block8: Copy + Send + Sync {
+    /// Activations per block.
+    const LEN: usize;
+    /// A block of zeros.
+    const ZERO: Self;
+}
+
+/// 32 activations: `d * qs[i]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub(crate) struct Q8 {
+    /// The scale, rounded to f16.
+    pub(crate) d: f32,
+    /// The sum of `qs`, exactly: what ggml's Q8_1 has rounded.
+    pub(crate) sum: i32,
+    pub(crate) qs: [i8; 32],
+}
+
+impl Block8 for Q8 {
+    const LEN: usize = 32;
+    const ZERO: Self = Self { d: 0.0, sum: 0, qs: [0; 32] };
+}
+
+/// 256 activations: `d * qs[i]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub(crate) struct Q8K {
+    pub(crate) d: f32,
+    /// The sums of each 16 of `qs`.
+    pub(crate) sums: [i16; 16],
+    pub(crate) qs: [i8; 256],
+}
+
+impl Block8 for Q8K {
+    const LEN: usize = 256;
+    const ZERO: Self = Self { d: 0.0, sums: [0; 16], qs: [0; 256] };
+}
+
+/// The rounded forms of a tensor, made when first asked for. Row after row of blocks.
+#[derive(Debug, Default)]
+pub(crate) struct Rounded {
+    pub(crate) q8_0: OnceLock<Vec<Q8>>,
+    pub(crate) q8_k: OnceLock<Vec<Q8K>>,
+}

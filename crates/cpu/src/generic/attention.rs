@@ -1,0 +1,57 @@
+//! One query against one head's cached keys and values.
+
+use super::{
+    LANES, Simd,
+    lanes::{Element, dot, fma, padded},
+};
+
+/// The scaled scores of `query` and the first `out.len()` keys: [`dot`], times `scale`.
+#[inline(always)]
+pub(crate) fn scores<S: Simd, E: Element>(query: &[f32], keys: &[E], scale: f32, out: &mut [f32]) {
+    for (out, key) in out.iter_mut().zip(keys.chunks_exact(query.len())) {
+        let [score] = dot::<S, E, 1>(query, [key]);
+        *out = score * scale;
+    }
+}
+
+/// The sum of the first `weights.len()` values, weighted: in each channel `fma` over ascending keys, from 0.
+#[inline(always)]
+pub(crate) fn weighted_sum<S: Simd, E: Element>(weights: &[f32], values: &[E], out: &mut [f32]) {
+    let width = out.len();
+    let (wide, rest) = out.as_chunks_mut::<{ 4 * LANES }>();
+    let (narrow, tail) = rest.as_chunks_mut::<LANES>();
+    let mut start = 0;
+    for out in wide {
+        let groups = channels::<S, E, 4>(weights, values, width, start);
+        out.copy_from_slice(groups.as_flattened());
+        start += out.len();
+    }
+    for out in narrow {
+        [*out] = channels::<S, E, 1>(weights, values, width, start);
+        start += out.len();
+    }
+    if !tail.is_empty() {
+        let mut acc = [0.0; LANES];
+        for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+            fma(&mut acc, &[weight; LANES], &E::widen::<S>(&padded(&value[start..])));
+        }
+        tail.copy_from_slice(&acc[..tail.len()]);
+    }
+}
+
+/// `G` groups of channels from `start` on.
+#[inline(always)]
+fn channels<S: Simd, E: Element, const G: usize>(
+    weights: &[f32],
+    values: &[E],
+    width: usize,
+    start: usize,
+) -> [[f32; LANES]; G] {
+    let mut acc = [[0.0; LANES]; G];
+    for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+        for (acc, value) in acc.iter_mut().zip(value[start..].as_chunks::<LANES>().0) {
+            fma(acc, &[weight; LANES], &E::widen::<S>(value));
+        }
+    }
+    acc
+}

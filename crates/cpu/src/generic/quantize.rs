@@ -1,0 +1,61 @@
+//! Rounding activations to 8 bits: [`apr_tensor::activation`]'s definition, in a form that compiles to vector code.
+
+use half::f16;
+
+use crate::activation::{Block8, Q8, Q8K};
+
+/// A row in blocks of 32.
+#[inline(always)]
+pub(crate) fn q8_0(x: &[f32], out: &mut [Q8]) {
+    for (x, out) in x.as_chunks::<{ Q8::LEN }>().0.iter().zip(out) {
+        let amax = largest(x);
+        let scale = if amax.is_finite() { amax / 127.0 } else { f32::NAN };
+        out.d = f16::from_f32(scale).to_f32();
+        round(x, 127.0 / amax, amax, &mut out.qs);
+        out.sum = out.qs.iter().map(|&q| i32::from(q)).sum();
+    }
+}
+
+/// A row in blocks of 256.
+#[inline(always)]
+pub(crate) fn q8_k(x: &[f32], out: &mut [Q8K]) {
+    for (x, out) in x.as_chunks::<{ Q8K::LEN }>().0.iter().zip(out) {
+        let amax = largest(x);
+        let first = (0..x.len() as u32).fold(u32::MAX, |first, i| {
+            let is_largest = x[i as usize].abs() == amax;
+            first.min(if is_largest { i } else { u32::MAX })
+        });
+        let signed = x.get(first as usize).copied().unwrap_or(amax);
+        let inverse = -127.0 / signed;
+        out.d = match amax {
+            0.0 => 0.0,
+            _ if amax.is_finite() => 1.0 / inverse,
+            _ => f32::NAN,
+        };
+        round(x, inverse, amax, &mut out.qs);
+        for (sum, qs) in out.sums.iter_mut().zip(out.qs.as_chunks::<16>().0) {
+            *sum = qs.iter().map(|&q| i16::from(q)).sum();
+        }
+    }
+}
+
+/// The largest magnitude; NaN if there is one. Magnitudes are ordered like their bits, NaNs last.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let bits = |x: &f32| x.to_bits() & 0x7fff_ffff;
+    f32::from_bits(x.iter().map(bits).fold(0, u32::max))
+}
+
+/// `round(x * inverse)`, ties to even; zeros if the block has no finite scale and inverse.
+#[inline(always)]
+fn round(x: &[f32], inverse: f32, amax: f32, out: &mut [i8]) {
+    /// Adding it leaves the nearest integer in the low bits of the mantissa.
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
+    if !(inverse.is_finite() && amax.is_finite()) {
+        out.fill(0);
+        return;
+    }
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = (x * inverse + MAGIC).to_bits() as i8;
+    }
+}

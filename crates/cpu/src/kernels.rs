@@ -1,0 +1,78 @@
+//! The table of kernels of one instruction set, chosen once when the backend is made.
+//!
+//! A kernel's contract is in the doc comment of its generic form; every table keeps it by bits.
+
+use apr_tensor::DType;
+use half::f16;
+
+use crate::activation::{Q8, Q8K};
+
+/// One row of weights against as many rows of activations as `out` has elements.
+pub(crate) type RowKernel<A> = fn(weights: &[u8], activations: &[A], out: &mut [f32]);
+
+/// The integer kernel of a stored type, by the activations that it reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum IntegerKernel {
+    /// Q8_0.
+    Blocks(RowKernel<Q8>),
+    /// Q8_K.
+    Superblocks(RowKernel<Q8K>),
+}
+
+/// Attention over one head's cache in type `E`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionKernels<E> {
+    /// See [`generic::attention::scores`](crate::generic::attention::scores).
+    pub(crate) scores: fn(query: &[f32], keys: &[E], scale: f32, out: &mut [f32]),
+    /// See [`generic::attention::weighted_sum`](crate::generic::attention::weighted_sum).
+    pub(crate) weighted_sum: fn(weights: &[f32], values: &[E], out: &mut [f32]),
+}
+
+/// All kernels of one instruction set.
+#[derive(Debug)]
+#[allow(non_snake_case, reason = "the names of the block types")]
+pub(crate) struct Kernels {
+    pub(crate) Q4_0: RowKernel<Q8>,
+    pub(crate) Q4_1: RowKernel<Q8>,
+    pub(crate) Q5_0: RowKernel<Q8>,
+    pub(crate) Q5_1: RowKernel<Q8>,
+    pub(crate) Q8_0: RowKernel<Q8>,
+    pub(crate) IQ4_NL: RowKernel<Q8>,
+    pub(crate) Q2_K: RowKernel<Q8K>,
+    pub(crate) Q3_K: RowKernel<Q8K>,
+    pub(crate) Q4_K: RowKernel<Q8K>,
+    pub(crate) Q5_K: RowKernel<Q8K>,
+    pub(crate) Q6_K: RowKernel<Q8K>,
+    pub(crate) IQ4_XS: RowKernel<Q8K>,
+    pub(crate) dots: fn(weights: &[f32], activations: &[f32], out: &mut [f32]),
+    pub(crate) widen_f16: fn(bytes: &[u8], out: &mut [f32]),
+    pub(crate) quantize_q8_0: fn(x: &[f32], out: &mut [Q8]),
+    pub(crate) quantize_q8_k: fn(x: &[f32], out: &mut [Q8K]),
+    pub(crate) rms_norm: fn(x: &[f32], w: &[f32], eps: f64, out: &mut [f32]),
+    pub(crate) silu: fn(x: &[f32], out: &mut [f32]),
+    pub(crate) softmax: fn(x: &mut [f32]),
+    pub(crate) attention_f16: AttentionKernels<f16>,
+    pub(crate) attention_f32: AttentionKernels<f32>,
+}
+
+impl Kernels {
+    /// The integer kernel for weights of type `dtype`; `None` if they are multiplied as f32.
+    pub(crate) fn integer(&self, dtype: DType) -> Option<IntegerKernel> {
+        use IntegerKernel::{Blocks, Superblocks};
+        Some(match dtype {
+            DType::Q4_0 => Blocks(self.Q4_0),
+            DType::Q4_1 => Blocks(self.Q4_1),
+            DType::Q5_0 => Blocks(self.Q5_0),
+            DType::Q5_1 => Blocks(self.Q5_1),
+            DType::Q8_0 => Blocks(self.Q8_0),
+            DType::IQ4_NL => Blocks(self.IQ4_NL),
+            DType::Q2_K => Superblocks(self.Q2_K),
+            DType::Q3_K => Superblocks(self.Q3_K),
+            DType::Q4_K => Superblocks(self.Q4_K),
+            DType::Q5_K => Superblocks(self.Q5_K),
+            DType::Q6_K => Superblocks(self.Q6_K),
+            DType::IQ4_XS => Superblocks(self.IQ4_XS),
+            _ => return None,
+        })
+    }
+}

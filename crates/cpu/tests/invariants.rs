@@ -1,0 +1,65 @@
+//! What every backend promises, on every instruction set of this machine, alone and on several threads.
+
+use apr_cpu::{Activations, Cpu, CpuOptions, Isa, KvType};
+use apr_testkit::invariants;
+
+fn best(threads: usize) -> impl Fn() -> Cpu {
+    move || Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
+}
+
+#[test]
+fn looking_changes_no_bit() {
+    invariants::observed_equals_unobserved(best(2));
+}
+
+#[test]
+fn bits_do_not_depend_on_chunking() {
+    invariants::bits_do_not_depend_on_chunking(best(2));
+}
+
+#[test]
+fn every_stage_is_shown_in_order() {
+    invariants::every_stage_is_shown_in_order(best(1));
+}
+
+#[test]
+fn replaced_values_are_used() {
+    invariants::replaced_values_are_used(best(2));
+}
+
+#[test]
+fn bad_input_is_refused() {
+    invariants::bad_input_is_refused(best(1));
+}
+
+#[test]
+fn bits_depend_on_the_arithmetic_but_not_on_isa_or_threads() {
+    let files = ["tiny/llama/llama-F16.gguf", "pycoder-3m/pycoder-3m-Q4_K_M.gguf"];
+    for file in files {
+        let tokens = invariants::tokens(11);
+        let run = |options| {
+            let model = invariants::load(Cpu::new(options).unwrap(), file);
+            invariants::logits(&model, &tokens, &[8, 3], &mut apr_model::Unobserved)
+        };
+        let mut arithmetics = Vec::new();
+        for activations in [Activations::Native, Activations::F32] {
+            for kv in [KvType::F16, KvType::F32] {
+                let options = CpuOptions { activations, kv, ..CpuOptions::default() };
+                let expected =
+                    run(CpuOptions { threads: Some(1), isa: Some(Isa::Scalar), ..options });
+                for isa in Isa::available() {
+                    for threads in [1, 2, 4] {
+                        let options =
+                            CpuOptions { threads: Some(threads), isa: Some(isa), ..options };
+                        assert!(run(options) == expected, "{file}: {options:?}");
+                    }
+                }
+                arithmetics.push(expected);
+            }
+        }
+        let [native, native_f32_cache, f32, _] = &arithmetics[..] else { unreachable!() };
+        assert!(native != native_f32_cache, "{file}: the cache's type is ignored");
+        let has_quantized_weights = file.contains("Q4_K");
+        assert_eq!(native != f32, has_quantized_weights, "{file}");
+    }
+}
