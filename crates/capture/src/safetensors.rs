@@ -122,7 +122,10 @@ fn entry(name: String, value: Value, body: u64, file_bytes: u64, path: &Path) ->
     match end.checked_add(body) {
         Some(file_end) if file_end <= file_bytes => {}
         _ => {
-            return wrong(format!("bytes within a file of {file_bytes}"), format!("{start}..{end}"));
+            return wrong(
+                format!("bytes within a file of {file_bytes}"),
+                format!("{start}..{end}"),
+            );
         }
     }
     let bytes = body + start..body + end;

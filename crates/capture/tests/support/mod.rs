@@ -108,7 +108,11 @@ pub(crate) fn values(dims: &Dims, step: &Step<'_>, site: Site) -> (Vec<usize>, V
 }
 
 /// Runs one step under `observer`.
-pub(crate) fn run(observer: &mut dyn Observer, dims: &Dims, step: &Step<'_>) -> Result<(), ObserverError> {
+pub(crate) fn run(
+    observer: &mut dyn Observer,
+    dims: &Dims,
+    step: &Step<'_>,
+) -> Result<(), ObserverError> {
     observer.begin(step)?;
     for site in observer.wanted().iter() {
         let (shape, values) = values(dims, step, site);
