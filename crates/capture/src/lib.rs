@@ -20,7 +20,9 @@ mod recorder;
 mod rows;
 mod safetensors;
 mod source;
+mod space;
 mod step_file;
+mod telemetry;
 mod tensor;
 
 pub use aprt::Aprt;
@@ -31,4 +33,6 @@ pub use manifest::{Layout, Manifest, Provenance};
 pub use names::{FOREIGN_NAMES, ForeignNames, NameMap};
 pub use recorder::{Precision, Recorder, RecorderOptions};
 pub use rows::{Rows, UnknownRows};
+pub use space::{StepSize, check_space, estimate};
+pub use telemetry::{SiteStatistics, StepStatistics, Telemetry};
 pub use tensor::CaptureTensor;
