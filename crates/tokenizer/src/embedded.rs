@@ -16,7 +16,7 @@ use crate::error::{Error, Place, Result};
 use crate::family::Family;
 use crate::spm::Spm;
 use crate::template::ChatTemplate;
-use crate::vocabulary::{Kind, MAX_IDS, Spelling, Vocabulary};
+use crate::vocabulary::{Kind, MAX_IDS, Spelling, Vocabulary, byte_token, check_id};
 use crate::{Model, Tokenizer, stop};
 
 /// The names of one container's keys.
@@ -117,7 +117,17 @@ impl Reader<'_> {
             Algorithm::Bpe => self.merges()?,
             Algorithm::Spm => Vec::new(),
         };
-        let kinds = self.kinds(algorithm, &merges)?;
+        let bos = self.id(keys.bos)?;
+        let eos = self.id(keys.eos)?;
+        let mut stops: Vec<u32> = eos.into_iter().collect();
+        for key in keys.stops {
+            stops.extend(self.id(key)?);
+        }
+        let mut kinds = self.kinds(algorithm, &merges)?;
+        // Some converters call these normal, and then no text would ever contain them.
+        for id in bos.iter().chain(&stops) {
+            kinds[*id as usize] = Kind::Control;
+        }
         let spelling = match algorithm {
             Algorithm::Bpe => Spelling::ByteLevel,
             Algorithm::Spm => Spelling::SentencePiece,
@@ -126,19 +136,12 @@ impl Reader<'_> {
         for (token, &kind) in self.tokens.iter().zip(&kinds) {
             vocabulary.push(token, kind, spelling);
         }
-        let special = |key| self.id(&vocabulary, key);
-        let bos = special(keys.bos)?;
-        let eos = special(keys.eos)?;
-        let mut stops: Vec<u32> = eos.into_iter().collect();
-        for key in keys.stops {
-            stops.extend(special(key)?);
-        }
         let (model, adds_bos) = match algorithm {
             Algorithm::Bpe => {
                 let family = self.family()?;
                 (Model::Bpe(self.bpe(family, merges, &kinds)?), family.adds_bos)
             }
-            Algorithm::Spm => (Model::Spm(self.spm(&kinds, special(keys.unknown)?)?), true),
+            Algorithm::Spm => (Model::Spm(self.spm(&kinds, self.id(keys.unknown)?)?), true),
         };
         let text_of = |id: u32| self.tokens[id as usize].to_owned();
         let template = metadata.str(keys.template)?.map(|source| {
@@ -247,10 +250,14 @@ impl Reader<'_> {
             _ => None,
         };
         let stated = self.per_token(self.keys.kinds, "a list of token types, 0 to 6", kind)?;
-        Ok(stated.unwrap_or_else(|| match algorithm {
+        let mut kinds = stated.unwrap_or_else(|| match algorithm {
             Algorithm::Bpe => self.kinds_by_merges(merges),
             Algorithm::Spm => self.tokens.iter().map(|token| kind_by_text(token)).collect(),
-        }))
+        });
+        for (kind, _) in kinds.iter_mut().zip(&self.tokens).filter(|(_, t)| stop::is_end(t)) {
+            *kind = Kind::Control;
+        }
+        Ok(kinds)
     }
 
     /// A token that no merge makes, and that is more than one byte, was added by hand.
@@ -321,9 +328,9 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn id(&self, vocabulary: &Vocabulary, key: &str) -> Result<Option<u32>> {
+    fn id(&self, key: &str) -> Result<Option<u32>> {
         let id = self.metadata.u64(key)?;
-        id.map(|id| vocabulary.check(self.place(key), id)).transpose()
+        id.map(|id| check_id(self.place(key), id, self.tokens.len())).transpose()
     }
 }
 
@@ -333,7 +340,7 @@ fn kind_by_text(token: &str) -> Kind {
         "" => Kind::Unused,
         "<unk>" => Kind::Unknown,
         "<s>" | "</s>" | "<pad>" => Kind::Control,
-        _ if crate::vocabulary::byte_token(token).is_some() => Kind::Byte,
+        _ if byte_token(token).is_some() => Kind::Byte,
         _ if token.starts_with("<|") && token.ends_with("|>") => Kind::Control,
         _ => Kind::Normal,
     }

@@ -4,21 +4,20 @@
 //! duplicate tokens, bad ids and merges of unknown tokens are errors with a name, not a panic or a
 //! guess.
 
+mod processor;
 mod shape;
 
 use apr_format::{Checkpoint, Companions, Metadata};
 use serde_json::Value;
 use tokenizers::models::bpe::Vocab;
-use tokenizers::{
-    Encoding, NormalizerWrapper, PostProcessor as _, PostProcessorWrapper, PreTokenizerWrapper,
-    Token,
-};
+use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 use crate::bpe::{Bpe, Rules, Unknown, insert_unique, split_merges};
 use crate::error::{Error, Place, Result};
 use crate::template::ChatTemplate;
-use crate::vocabulary::{Kind, MAX_IDS, Spelling, Vocabulary, byte_token};
+use crate::vocabulary::{Kind, MAX_IDS, Spelling, Vocabulary, byte_token, check_id};
 use crate::{Model, Tokenizer, stop};
+use processor::Affixes;
 use shape::{AddedTokenJson, MergesJson, ModelJson, Settings, TokenizerJson};
 
 /// Reads the tokenizer that lies beside a checkpoint.
@@ -65,7 +64,9 @@ impl Source<'_> {
         let (bpe, vocabulary) =
             self.model(model, added_tokens, spelling, normalizer, pre_tokenizer)?;
         let model = Model::Bpe(bpe);
-        let (mut prefix, mut suffix) = self.affixes(post_processor, &vocabulary)?;
+        let place = self.place("post_processor");
+        let Affixes { mut prefix, mut suffix } =
+            Affixes::of(&place, post_processor.as_ref(), vocabulary.len())?;
 
         let config = Settings::parse(companions.tokenizer_config.as_ref())?;
         let map = Settings::parse(companions.special_tokens_map.as_ref())?;
@@ -206,33 +207,6 @@ impl Source<'_> {
         let added = added.into_iter().map(|a| a.token).collect();
         Ok((Bpe::new(rules, normalizer, pre_tokenizer, &place, added)?, vocabulary))
     }
-
-    /// The ids that the post-processor puts before and after a text: seen by having it process a
-    /// mark that no vocabulary has.
-    fn affixes(
-        &self,
-        processor: Option<PostProcessorWrapper>,
-        vocabulary: &Vocabulary,
-    ) -> Result<(Vec<u32>, Vec<u32>)> {
-        const MARK: u32 = u32::MAX;
-        let Some(processor) = processor else { return Ok((Vec::new(), Vec::new())) };
-        let place = || self.place("post_processor");
-        let mark = Encoding::from_tokens(vec![Token::new(MARK, String::new(), (0, 0))], 0);
-        let processed = processor
-            .process(mark, None, true)
-            .map_err(|source| Error::Library { place: place(), source })?;
-        let mut parts = processed.get_ids().split(|&id| id == MARK);
-        let check = |ids: &[u32]| {
-            ids.iter().map(|&id| vocabulary.check(place(), id.into())).collect::<Result<Vec<_>>>()
-        };
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(prefix), Some(suffix), None) => Ok((check(prefix)?, check(suffix)?)),
-            _ => Err(Error::WrongType {
-                place: place(),
-                expected: "a template in which the text occurs exactly once",
-            }),
-        }
-    }
 }
 
 /// Tokens in the order of their ids.
@@ -285,7 +259,7 @@ fn config_ids(config: &Metadata, key: &str, vocabulary: &Vocabulary) -> Result<V
         None => config.u64(key)?.into_iter().collect::<Vec<_>>(),
     };
     let file = config.file().display().to_string();
-    ids.into_iter().map(|id| vocabulary.check(Place::new(&file, key), id)).collect()
+    ids.into_iter().map(|id| check_id(Place::new(&file, key), id, vocabulary.len())).collect()
 }
 
 /// The settings `add_bos_token` and `add_eos_token` go before what the post-processor does.

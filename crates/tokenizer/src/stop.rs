@@ -10,6 +10,11 @@ const END_OF_TEXT: &[&str] = &["<|endoftext|>", "<|end_of_text|>"];
 const END_OF_TURN: &[&str] =
     &["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>"];
 
+/// Whether a token is one of those that end texts or turns.
+pub(crate) fn is_end(token: &str) -> bool {
+    END_OF_TEXT.contains(&token) || END_OF_TURN.contains(&token)
+}
+
 /// Adds the control tokens that end the generation by what they are, and removes duplicates.
 ///
 /// Files often state one id only: a base model's end of text although the chat template ends its

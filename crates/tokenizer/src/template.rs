@@ -6,6 +6,8 @@
 mod clock;
 mod json;
 
+use std::panic::catch_unwind;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
@@ -57,13 +59,17 @@ impl ChatTemplate {
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant
     /// speaks next.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.try_render(messages, add_generation_prompt).map_err(|e| {
+        let fail = |line, detail| Error::Template { file: self.file.clone(), line, detail };
+        // The engine indexes out of bounds on some templates; a file must not end the program.
+        let rendered = catch_unwind(|| self.try_render(messages, add_generation_prompt))
+            .map_err(|_| fail(None, "the template engine fails on this template".to_owned()))?;
+        rendered.map_err(|e| {
             let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
             let detail = match e.kind() {
                 ErrorKind::InvalidOperation | ErrorKind::SyntaxError => what,
                 kind => format!("{kind}: {what}"),
             };
-            Error::Template { file: self.file.clone(), line: e.line(), detail }
+            fail(e.line(), detail)
         })
     }
 
@@ -73,7 +79,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, minijinja::Error> {
         let mut environment = environment()?;
-        environment.add_template_owned("chat", without_generation_tags(&self.source))?;
+        environment.add_template_owned("chat", in_our_dialect(&self.source))?;
         let variables = Value::from_pairs(self.variables.iter().cloned());
         let message = |m: &Message| {
             Value::from_pairs([("role", m.role.clone()), ("content", m.content.clone())])
@@ -88,10 +94,14 @@ impl ChatTemplate {
     }
 }
 
+/// More than a conversation of ten thousand messages takes, and an end to nested loops.
+const MAX_STEPS: u64 = 10_000_000;
+
 fn environment() -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     let whitespace = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     environment.set_syntax(whitespace);
+    environment.set_fuel(Some(MAX_STEPS));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<Value, _> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
@@ -102,6 +112,16 @@ fn environment() -> Result<Environment<'static>, minijinja::Error> {
             minijinja::Error::new(ErrorKind::InvalidOperation, detail)
         })
     });
+    // Python's lengths and loops take nothing for empty, but None for an error.
+    environment.add_filter("length", |value: &Value| match value.len() {
+        None if value.is_undefined() => Ok(0),
+        None => Err(minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("a value of type {} has no length", value.kind()),
+        )),
+        Some(length) => Ok(length),
+    });
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_filter("tojson", |value: Value, options: Kwargs| {
         let indent: Option<usize> = options.get("indent")?;
         // The separators and sorting that templates ask for are what Python does anyway.
@@ -110,20 +130,26 @@ fn environment() -> Result<Environment<'static>, minijinja::Error> {
     Ok(environment)
 }
 
-/// Hugging Face's renderer knows `{% generation %}`, which marks what to train on and prints
-/// nothing. Here it becomes a condition that holds, with the same whitespace control.
-fn without_generation_tags(source: &str) -> String {
+/// The template with what only Hugging Face's renderer understands put in other words.
+///
+/// - `{% generation %}` marks what to train on and prints nothing: it becomes a condition that
+///   holds, with the same whitespace control.
+/// - `[::-1]` becomes `|reverse`, because the engine's own way to step backwards fails on an empty
+///   list, such as the messages after a lone system message.
+fn in_our_dialect(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
+    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
+        let end = if rest[start..].starts_with("{%") { "%}" } else { "}}" };
+        let Some(length) = rest[start..].find(end) else { break };
         let (tag, after) = (&rest[start..start + length + 2], &rest[start + length + 2..]);
         let inner = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
         out.push_str(&rest[..start]);
-        match inner {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
+        match (end, inner) {
+            ("%}", "generation") => out.push_str(&tag.replace("generation", "if true")),
+            ("%}", "endgeneration") => out.push_str(&tag.replace("endgeneration", "endif")),
+            // A filter cannot be followed by a subscript.
+            _ => out.push_str(&tag.replace("[::-1]", "|reverse").replace("|reverse[", "[::-1][")),
         }
         rest = after;
     }

@@ -86,13 +86,13 @@ impl Vocabulary {
     pub(crate) fn kind(&self, id: u32) -> Option<Kind> {
         self.kinds.get(id as usize).copied()
     }
+}
 
-    /// An id from a file, if this vocabulary has it.
-    pub(crate) fn check(&self, place: Place, id: u64) -> Result<u32> {
-        match u32::try_from(id) {
-            Ok(small) if (small as usize) < self.len() => Ok(small),
-            _ => Err(Error::IdOutOfRange { place, id, limit: self.len() as u64 }),
-        }
+/// An id from a file, if a vocabulary of this size has it.
+pub(crate) fn check_id(place: Place, id: u64, size: usize) -> Result<u32> {
+    match u32::try_from(id) {
+        Ok(small) if (small as usize) < size => Ok(small),
+        _ => Err(Error::IdOutOfRange { place, id, limit: size as u64 }),
     }
 }
 

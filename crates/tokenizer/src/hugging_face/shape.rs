@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use tokenizers::models::bpe::Merges;
-use tokenizers::{AddedToken, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
+use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use crate::error::{Error, Place, Result};
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{Vocabulary, check_id};
 
 #[derive(Deserialize)]
 pub(super) struct TokenizerJson {
@@ -17,7 +17,7 @@ pub(super) struct TokenizerJson {
     pub(super) added_tokens: Vec<AddedTokenJson>,
     pub(super) normalizer: Option<NormalizerWrapper>,
     pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
-    pub(super) post_processor: Option<PostProcessorWrapper>,
+    pub(super) post_processor: Option<Value>,
     pub(super) decoder: Option<Value>,
     pub(super) model: ModelJson,
 }
@@ -140,7 +140,7 @@ impl Settings {
     pub(super) fn ids(&self, key: &str, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
         let place = || Place::new(&self.file, key);
         let id = |value: &Value| match value.as_u64() {
-            Some(id) => vocabulary.check(place(), id),
+            Some(id) => check_id(place(), id, vocabulary.len()),
             None => Err(Error::WrongType { place: place(), expected: "an id or a list of ids" }),
         };
         match &self.values[key] {

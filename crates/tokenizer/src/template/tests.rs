@@ -131,12 +131,35 @@ fn absent_tokens_and_options_are_undefined_or_none() {
     let source = "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}{{ tools is none }}\
                   {{ enable_thinking is defined }}[{{ pad_token }}]";
     assert_eq!(rendered(source).to_lowercase(), "<s></s>falsetruefalse[]");
+    let source = "{{ tools is iterable }}{{ messages is iterable }}{{ 'text' is iterable }}{{ 1 is iterable }}\
+                  {{ pad_token|length }}{{ messages|length }}{{ 'é!'|length }}";
+    assert_eq!(rendered(source).to_lowercase(), "falsetruetruefalse012");
+    assert!(render("{{ tools|length }}", &[]).is_err());
 }
 
 #[test]
 fn generation_tags_print_nothing() {
     let source = "{% for m in messages %}{%- generation -%} {{ m.content }} {%- endgeneration %}|{% endfor %}";
     assert_eq!(rendered(source), "hi|");
+}
+
+#[test]
+fn reversing_nothing_gives_nothing() {
+    let source = "{% for m in messages[1:][::-1] %}{{ m.content }}{% endfor %}{{ 'abc'[::-1] }}\
+                  {{ messages[::-1][0].content }}{{ (messages[1:][::-1])|length }} [::-1]";
+    assert_eq!(rendered(source), "cbahi0 [::-1]");
+    let nothing = "{% for m in messages[::-1] %}{{ m.content }}{% endfor %}.";
+    assert_eq!(render(nothing, &[]).unwrap(), ".");
+}
+
+#[test]
+fn a_template_that_breaks_the_engine_or_never_ends_is_an_error() {
+    let broken = render("{{ messages[0:9:-1]|list }}", &[("user", "hi")]).unwrap_err();
+    assert!(matches!(broken, Error::Template { .. }), "{broken}");
+    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}\
+                   {% endfor %}{% endfor %}{% endfor %}";
+    let endless = render(endless, &[]).unwrap_err().to_string();
+    assert!(endless.contains("fuel"), "{endless}");
 }
 
 #[test]
