@@ -7,5 +7,5 @@
 mod config;
 mod weights;
 
-pub use config::read_config;
+pub use config::{HeadRows, head_rows, read_config};
 pub(crate) use weights::bind;

@@ -11,7 +11,7 @@ use crate::{
 
 /// In which order the rows of a head of `q_proj` and `k_proj` are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HeadRows {
+pub enum HeadRows {
     /// Pair `i` is rows `i` and `i + head_dim / 2`: Hugging Face's order, and the decoder's.
     Halves,
     /// Pair `i` is rows `2i` and `2i + 1`: llama.cpp's order for Llama.
@@ -28,7 +28,7 @@ pub fn read_config(checkpoint: &Checkpoint) -> Result<Config> {
 }
 
 /// The order that `checkpoint` stores the rows of heads in.
-pub(super) fn head_rows(checkpoint: &Checkpoint, config: &Config) -> Result<HeadRows> {
+pub fn head_rows(checkpoint: &Checkpoint, config: &Config) -> Result<HeadRows> {
     let keys = Keys::of(checkpoint);
     let interleaved = match checkpoint.container() {
         Container::Gguf { .. } => config.architecture == Architecture::Llama,

@@ -134,6 +134,27 @@ impl Named {
     }
 }
 
+impl HeadRows {
+    /// The tensor of `role` with the rows of its heads in the order of [`HeadRows::Halves`]. Its rows are whole heads.
+    pub fn to_halves(self, role: Role, stored: &Stored, head_dim: usize) -> Result<Stored> {
+        use LayerRole::{AttnK, AttnKBias, AttnQ, AttnQBias};
+        // Rows `2i` and `2i + 1` of each head go to `i` and `i + head_dim / 2`.
+        let half = head_dim / 2;
+        let source_of = |row: usize| {
+            let (head, channel) = (row / head_dim, row % head_dim);
+            head * head_dim + 2 * (channel % half) + channel / half
+        };
+        Ok(match (self, role) {
+            (Self::Interleaved, Role::Layer(_, AttnQ | AttnK)) => stored.permute_rows(source_of),
+            (Self::Interleaved, Role::Layer(_, AttnQBias | AttnKBias)) => {
+                let column = stored.with_shape([stored.shape().elements(), 1])?;
+                column.permute_rows(source_of).with_shape(stored.shape().clone())?
+            }
+            _ => stored.clone(),
+        })
+    }
+}
+
 /// The tensors of a checkpoint that nobody has taken yet.
 struct Tensors<'c> {
     file: String,
@@ -181,29 +202,8 @@ impl<'c> Tensors<'c> {
         if found != expected {
             return Err(Error::TensorShape { file, name, expected, found });
         }
-        let stored = match (self.head_rows, role) {
-            (HeadRows::Interleaved, Role::Layer(_, LayerRole::AttnQ | LayerRole::AttnK)) => {
-                self.deinterleave(stored)
-            }
-            (
-                HeadRows::Interleaved,
-                Role::Layer(_, LayerRole::AttnQBias | LayerRole::AttnKBias),
-            ) => {
-                let column = stored.with_shape([found.elements(), 1])?;
-                self.deinterleave(&column).with_shape(found)?
-            }
-            _ => stored.clone(),
-        };
+        let stored = self.head_rows.to_halves(role, stored, self.head_dim)?;
         Ok(Some(Named { file, name, stored }))
-    }
-
-    /// Rows `2i` and `2i + 1` of each head go to `i` and `i + head_dim / 2`.
-    fn deinterleave(&self, stored: &Stored) -> Stored {
-        let (head_dim, half) = (self.head_dim, self.head_dim / 2);
-        stored.permute_rows(|row| {
-            let (head, channel) = (row / head_dim, row % head_dim);
-            head * head_dim + 2 * (channel % half) + channel / half
-        })
     }
 
     fn all_used(self, architecture: Architecture) -> Result<()> {
