@@ -205,6 +205,18 @@ pub enum Reason {
     },
     /// Both sides are NaN or infinite throughout, so there are no numbers to compare.
     NothingFinite,
+    /// It is stored in a type that cannot be read as numbers.
+    Unreadable {
+        /// The side that holds it.
+        side: Side,
+        /// The type.
+        dtype: String,
+    },
+    /// A side has it in its metadata instead of in a tensor.
+    Derived {
+        /// That side.
+        side: Side,
+    },
     /// The name says no stage that is known here.
     Unknown {
         /// The side that holds it.
@@ -224,6 +236,8 @@ impl fmt::Display for Reason {
             }
             Self::Shape { a, b } => write!(f, "shape {a:?} in A and {b:?} in B"),
             Self::NothingFinite => f.write_str("no finite value on either side"),
+            Self::Unreadable { side, dtype } => write!(f, "stored as {dtype} in {side}"),
+            Self::Derived { side } => write!(f, "said by the metadata of {side}"),
             Self::Unknown { side } => write!(f, "a name in {side} that says no known stage"),
         }
     }

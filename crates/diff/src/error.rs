@@ -1,6 +1,6 @@
 //! Why a comparison could not even be begun.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of this crate. What could not be compared is no error but part of the result.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,14 @@ pub enum Error {
         name: String,
         /// What is wrong with it.
         source: apr_tensor::Error,
+    },
+    /// A model file's tensors cannot be brought into the order of rows that they are compared in.
+    #[error("{}: {source}", file.display())]
+    Model {
+        /// The model file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: Box<apr_model::Error>,
     },
     /// The files hold different numbers of values, so no value of one belongs to one of the other.
     #[error("{} holds {a} values and {} holds {b}: they are not of the same stage and rows", file_a.display(), file_b.display())]
@@ -55,3 +63,9 @@ pub enum Error {
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn model(file: &Path, source: apr_model::Error) -> Self {
+        Self::Model { file: file.to_owned(), source: Box::new(source) }
+    }
+}

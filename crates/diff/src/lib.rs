@@ -1,12 +1,13 @@
 //! Comparison of captures, of APRT files and of checkpoints. Needs no model to run and links no backend.
 //!
-//! [`compare`] takes two captures, [`compare_aprt`] two files of values. The results are data;
+//! [`compare`] takes two captures, [`compare_aprt`] two files of values, [`compare_checkpoints`] two model files. The results are data;
 //! [`Outcome`] says what follows from them. A comparison is cumulative: errors add up along the forward pass, so
 //! it shows where a difference becomes visible and never whose fault it is. What was not compared is named and never
 //! scored, and a comparison of nothing is never a match.
 
 mod align;
 mod aprt;
+mod checkpoints;
 mod comparison;
 mod error;
 mod logits;
@@ -15,6 +16,10 @@ mod stages;
 
 pub use align::{Alignment, TokenDifference};
 pub use aprt::{AprtComparison, compare_aprt};
+pub use checkpoints::{
+    Cell, CheckpointComparison, Relation, RelationKind, TensorComparison, TensorOptions,
+    compare_checkpoints,
+};
 pub use comparison::*;
 pub use error::{Error, Result};
 pub use logits::{Disagreement, Logits};

@@ -1,0 +1,238 @@
+//! Comparing two model files tensor by tensor, whatever their containers.
+//!
+//! Tensors belong together by what they are for, not by how a container calls them. Rows of heads are brought into one
+//! order where the architectures say how they are stored. Values are dequantised a row at a time.
+
+mod pairing;
+mod relation;
+
+use apr_format::Checkpoint;
+use apr_model::Role;
+use apr_tensor::Stored;
+use serde::Serialize;
+
+use crate::{
+    Error, Metrics, NotCompared, Options, Outcome, Reason, Result, Side, metrics::Accumulator,
+};
+use pairing::{Named, Pairing, Side as Model};
+pub use relation::{Relation, RelationKind};
+
+/// What to compare of two model files, and what counts as equal.
+#[derive(Clone, Debug)]
+pub struct TensorOptions {
+    /// Compare only tensors with this in one of their names.
+    pub filter: Option<String>,
+    /// The largest relative L2 that counts as equal.
+    pub tolerance: f64,
+}
+
+impl Default for TensorOptions {
+    fn default() -> Self {
+        Self { filter: None, tolerance: Options::TOLERANCE }
+    }
+}
+
+/// How the tensors of one model file differ from those of another.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointComparison {
+    /// The version of this form: `apr-diff-tensors/1`.
+    pub schema: &'static str,
+    /// The file under test.
+    pub a: String,
+    /// The reference.
+    pub b: String,
+    /// The largest relative L2 that counts as equal.
+    pub tolerance: f64,
+    /// What was compared, from the embedding to the head.
+    pub tensors: Vec<TensorComparison>,
+    /// What was not, and why.
+    pub not_compared: Vec<NotCompared>,
+    /// What was done to the tensors before they were compared, and what could not be.
+    pub notes: Vec<String>,
+    /// What follows.
+    pub outcome: Outcome,
+}
+
+/// How one tensor differs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorComparison {
+    /// What it is for, in GGUF's spelling; the name itself if that says nothing.
+    pub name: String,
+    /// Its name in the file under test.
+    pub name_a: String,
+    /// Its name in the reference.
+    pub name_b: String,
+    /// Its stored type in the file under test.
+    pub dtype_a: String,
+    /// Its stored type in the reference.
+    pub dtype_b: String,
+    /// Its shape, `[out, in]` for a matrix.
+    pub shape: Vec<usize>,
+    /// Whether it is within the tolerance, and as it should lie.
+    pub within: bool,
+    /// Whether the stored bytes are equal.
+    pub bitwise: bool,
+    /// What turns one into the other, if they differ and something simple does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relation: Option<Relation>,
+    /// The numbers; where only a transposition makes the shapes equal, they are those after it.
+    #[serde(flatten)]
+    pub metrics: Metrics<Cell>,
+}
+
+/// Where an element stands in a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Cell {
+    pub row: usize,
+    pub col: usize,
+}
+
+/// Compares the model file `a`, which is under test, with `b`, the reference.
+pub fn compare_checkpoints(
+    a: &Checkpoint,
+    b: &Checkpoint,
+    options: &TensorOptions,
+) -> Result<CheckpointComparison> {
+    let (a, b) = (Model::of(a), Model::of(b));
+    let Pairing { pairs, not_compared } = pairing::pair(&a, &b, options.filter.as_deref())?;
+    let mut comparison = CheckpointComparison {
+        schema: "apr-diff-tensors/1",
+        a: a.path().display().to_string(),
+        b: b.path().display().to_string(),
+        tolerance: options.tolerance,
+        tensors: Vec::with_capacity(pairs.len()),
+        not_compared,
+        notes: [(Side::A, &a), (Side::B, &b)]
+            .into_iter()
+            .filter_map(|(side, model)| Some(format!("{side}: {}", model.note()?)))
+            .collect(),
+        outcome: Outcome::Unmeasured { because: String::new() },
+    };
+    for (name, role, tensor_a, tensor_b) in pairs {
+        let pair = TensorPair { role, a: &a, tensor_a, b: &b, tensor_b, options };
+        match pair.compare(&name)? {
+            Ok(tensor) => comparison.tensors.push(tensor),
+            Err(reason) => comparison.not_compared.push(NotCompared { name, reason }),
+        }
+    }
+    comparison.outcome = outcome(&comparison);
+    Ok(comparison)
+}
+
+fn outcome(comparison: &CheckpointComparison) -> Outcome {
+    let CheckpointComparison { tensors, not_compared, .. } = comparison;
+    if let Some(tensor) = tensors.iter().find(|tensor| !tensor.within) {
+        return Outcome::Differs { first: tensor.name.clone() };
+    }
+    let mut missing =
+        not_compared.iter().filter(|left| !matches!(left.reason, Reason::Derived { .. }));
+    let because = match (missing.next(), missing.count()) {
+        (Some(first), 0) => format!("{}: {}", first.name, first.reason),
+        (Some(first), more) => format!("{}: {} (and {more} more)", first.name, first.reason),
+        (None, _) if tensors.is_empty() => "nothing was compared".to_owned(),
+        (None, _) => {
+            return Outcome::Match { bitwise: tensors.iter().all(|tensor| tensor.bitwise) };
+        }
+    };
+    Outcome::Unmeasured { because }
+}
+
+struct TensorPair<'a> {
+    role: Option<Role>,
+    a: &'a Model<'a>,
+    tensor_a: Named<'a>,
+    b: &'a Model<'a>,
+    tensor_b: Named<'a>,
+    options: &'a TensorOptions,
+}
+
+impl TensorPair<'_> {
+    /// The comparison, or why there is none.
+    fn compare(&self, name: &str) -> Result<Result<TensorComparison, Reason>> {
+        for (side, tensor) in [(Side::A, &self.tensor_a), (Side::B, &self.tensor_b)] {
+            if !tensor.stored.dtype().can_dequantize() {
+                let dtype = tensor.stored.dtype().name().to_owned();
+                return Ok(Err(Reason::Unreadable { side, dtype }));
+            }
+        }
+        let (a, b) = (
+            self.a.in_halves(self.role, &self.tensor_a)?,
+            self.b.in_halves(self.role, &self.tensor_b)?,
+        );
+        let shapes = || {
+            let dims = |stored: &Stored| stored.shape().dims().to_vec();
+            Reason::Shape { a: dims(&a), b: dims(&b) }
+        };
+        let direct = match a.shape() == b.shape() {
+            true => Some(self.rows(&a, &b)?),
+            false => None,
+        };
+        let tolerance = self.options.tolerance;
+        let error = direct.as_ref().and_then(|metrics: &Metrics<Cell>| metrics.relative_l2);
+        let within = direct.as_ref().is_some_and(|metrics| metrics.within(tolerance));
+        let found = match within {
+            true => None,
+            false => relation::find(self, &a, &b, error.unwrap_or(f64::INFINITY))?,
+        };
+        let (relation, transposed) = found.unzip();
+        let metrics = match (direct, transposed) {
+            (Some(direct), _) => direct,
+            (None, Some(transposed)) => transposed,
+            (None, None) => return Ok(Err(shapes())),
+        };
+        if metrics.finite == 0 && metrics.categories.mismatched == 0 {
+            return Ok(Err(Reason::NothingFinite));
+        }
+        Ok(Ok(TensorComparison {
+            name: name.to_owned(),
+            name_a: self.tensor_a.name.to_owned(),
+            name_b: self.tensor_b.name.to_owned(),
+            dtype_a: a.dtype().name().to_owned(),
+            dtype_b: b.dtype().name().to_owned(),
+            shape: a.shape().dims().to_vec(),
+            within,
+            bitwise: a.dtype() == b.dtype()
+                && a.shape() == b.shape()
+                && a.bytes()[..] == b.bytes()[..],
+            relation,
+            metrics,
+        }))
+    }
+
+    /// Compares two tensors of the same shape, row by row.
+    fn rows(&self, a: &Stored, b: &Stored) -> Result<Metrics<Cell>> {
+        let cols = a.shape().cols();
+        let mut buffer = vec![0.0; cols];
+        let (mut row_a, mut row_b) = (vec![0.0; cols], vec![0.0; cols]);
+        let mut sum = Accumulator::default();
+        for row in 0..a.shape().rows() {
+            for (side, stored, values) in [(Side::A, a, &mut row_a), (Side::B, b, &mut row_b)] {
+                stored.dequantize_row(row, &mut buffer).map_err(|e| self.blame(side, e))?;
+                values.iter_mut().zip(&buffer).for_each(|(to, &from)| *to = from.into());
+            }
+            sum.add(&row_a, &row_b, |col| Cell { row, col });
+        }
+        Ok(sum.metrics())
+    }
+
+    fn blame(&self, side: Side, source: apr_tensor::Error) -> Error {
+        let tensor = match side {
+            Side::A => &self.tensor_a,
+            Side::B => &self.tensor_b,
+        };
+        let (file, name) = (self.model(side).path().to_owned(), tensor.name.to_owned());
+        Error::Tensor { file, name, source }
+    }
+
+    fn blame_model(&self, side: Side, source: apr_model::Error) -> Error {
+        Error::model(self.model(side).path(), source)
+    }
+
+    fn model(&self, side: Side) -> &Model<'_> {
+        match side {
+            Side::A => self.a,
+            Side::B => self.b,
+        }
+    }
+}
