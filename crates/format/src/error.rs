@@ -37,17 +37,17 @@ impl fmt::Display for Shortened<'_> {
     }
 }
 
-/// An error about a model file.
+/// An error about a model file. A message is whole: it contains its reason, which is not chained as well.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {reason}", file.display())]
     Io {
         /// The file or directory.
         file: PathBuf,
         /// Its reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The file is something else than a model.
     #[error("{}, offset 0: expected a GGUF, safetensors or .apr file, found {found}; {help}", file.display())]
@@ -104,14 +104,14 @@ pub enum Error {
         found: String,
     },
     /// A JSON text does not parse, or repeats a key.
-    #[error("{}, offset {offset}: the JSON cannot be read: {source}", file.display())]
+    #[error("{}, offset {offset}: the JSON cannot be read: {reason}", file.display())]
     Json {
         /// The file.
         file: PathBuf,
         /// The offset where parsing stopped.
         offset: u64,
         /// The parser's reason; lines and columns count from the start of the JSON text.
-        source: serde_json::Error,
+        reason: serde_json::Error,
     },
     /// A valid file of a kind that is not read.
     #[error("{}, {at}: {what} is not supported; {help}", file.display())]
@@ -162,14 +162,14 @@ pub enum Error {
         start: u64,
     },
     /// Type, shape and size of a tensor do not agree.
-    #[error("{}, tensor `{}`: {source}", file.display(), Shortened(name))]
+    #[error("{}, tensor `{}`: {reason}", file.display(), Shortened(name))]
     Tensor {
         /// The file.
         file: PathBuf,
         /// The tensor.
         name: String,
         /// How they disagree.
-        source: apr_tensor::Error,
+        reason: apr_tensor::Error,
     },
     /// Two spellings of one metadata key have different values.
     #[error("{}: keys `{first}` ({first_value}) and `{second}` ({second_value}) mean the same and differ; correct one of them", file.display())]
@@ -237,7 +237,7 @@ pub enum Error {
     },
     /// Writing failed.
     #[error("cannot write the model: {0}")]
-    Write(#[from] io::Error),
+    Write(io::Error),
 }
 
 /// Shorthand for results of this crate.

@@ -26,7 +26,7 @@ impl File {
     /// next look. Tools that replace a file by renaming a new one over it do no harm: the old one lives on.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let bytes = map(&path).map_err(|source| Error::Io { file: path.clone(), source })?;
+        let bytes = map(&path).map_err(|reason| Error::Io { file: path.clone(), reason })?;
         Ok(Self { path, bytes })
     }
 
@@ -34,7 +34,7 @@ impl File {
     pub(crate) fn open_if_present(path: PathBuf) -> Result<Option<Self>> {
         match Self::open(path) {
             Ok(file) => Ok(Some(file)),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::Io { reason, .. }) if reason.kind() == std::io::ErrorKind::NotFound => {
                 Ok(None)
             }
             Err(error) => Err(error),

@@ -167,7 +167,7 @@ fn surroundings(
 
 /// The size of all safetensors files in `directory`, which is what an index of them may be large for.
 fn shards_size(directory: &Path) -> Result<u64> {
-    let error = |source| Error::Io { file: directory.to_owned(), source };
+    let error = |reason| Error::Io { file: directory.to_owned(), reason };
     let mut size = 0u64;
     for entry in fs::read_dir(directory).map_err(error)? {
         let path = entry.map_err(error)?.path();
@@ -286,7 +286,7 @@ fn parent(file: &Path) -> &Path {
 /// The first few names in a directory, for a message.
 fn listing(directory: &Path) -> Result<String> {
     const SHOWN: usize = 8;
-    let error = |source| Error::Io { file: directory.to_owned(), source };
+    let error = |reason| Error::Io { file: directory.to_owned(), reason };
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(directory).map_err(error)? {
         names.insert(entry.map_err(error)?.file_name().to_string_lossy().into_owned());

@@ -40,8 +40,8 @@ pub(crate) fn parse<'a, T>(
     // The parser unescapes strings in a buffer that doubles as it grows.
     budget.charge(2 * text.len(), || Place::Offset(offset))?;
     let mut parser = serde_json::Deserializer::from_slice(text);
-    read(&mut parser, budget).and_then(|value| parser.end().map(|()| value)).map_err(|source| {
-        Error::Json { file: file.to_owned(), offset: offset + position(text, &source), source }
+    read(&mut parser, budget).and_then(|value| parser.end().map(|()| value)).map_err(|reason| {
+        Error::Json { file: file.to_owned(), offset: offset + position(text, &reason), reason }
     })
 }
 

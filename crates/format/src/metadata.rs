@@ -325,3 +325,44 @@ impl From<&Metadata> for serde_json::Value {
         (&metadata.map).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Metadata {
+        Metadata::new(Path::new("config.json"), entries.into_iter().collect())
+    }
+
+    #[test]
+    fn a_literal_key_goes_before_a_path() {
+        let inner: Map = [("b", 1u32)].into_iter().collect();
+        let metadata = metadata([("a", inner.into()), ("a.b", 2u32.into())]);
+        assert_eq!(metadata.u64("a.b").unwrap(), Some(2));
+    }
+
+    #[test]
+    fn a_path_goes_through_objects_whose_keys_have_dots_themselves() {
+        let inner: Map = [("c.d", 1u32)].into_iter().collect();
+        let metadata = metadata([("a", 7u32.into()), ("a.b", inner.into())]);
+        assert_eq!(metadata.u64("a.b.c.d").unwrap(), Some(1));
+        assert_eq!(metadata.get("a.b.c"), None);
+        assert_eq!(metadata.get("a.x"), None, "7 is no object");
+    }
+
+    #[test]
+    fn null_counts_as_absent_and_lets_no_path_shine_through() {
+        let inner: Map = [("b", 1u32)].into_iter().collect();
+        let metadata = metadata([("n", Value::Null), ("a", inner.into()), ("a.b", Value::Null)]);
+        assert_eq!(metadata.u64("n").unwrap(), None);
+        assert_eq!(metadata.get("a.b"), None);
+        assert_eq!(metadata.iter().len(), 3, "but it is listed");
+    }
+
+    #[test]
+    fn json_output_has_the_shortest_decimal_of_an_f32_and_texts_for_what_is_no_number() {
+        let list = Value::Array(vec![1e-6f32.into(), f32::NAN.into(), f64::INFINITY.into()]);
+        let json = serde_json::Value::from(&list).to_string();
+        assert_eq!(json, r#"[1e-6,"NaN","inf"]"#);
+    }
+}

@@ -111,10 +111,10 @@ impl Tensors {
                     .zip(usize::try_from(start + bytes).ok())
                     .and_then(|(start, end)| file.bytes().slice(start..end))
                     .expect("check_extent has seen that every tensor lies within the file");
-                let stored = Stored::new(dtype, shape, bytes).map_err(|source| Error::Tensor {
+                let stored = Stored::new(dtype, shape, bytes).map_err(|reason| Error::Tensor {
                     file: file.path().to_owned(),
                     name: name.clone(),
-                    source,
+                    reason,
                 })?;
                 self.readable.insert(name, stored);
             }

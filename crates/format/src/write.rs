@@ -99,7 +99,7 @@ impl<W: Write> Body<W> {
             return Err(Error::Tensor {
                 file: "(being written)".into(),
                 name: name.to_owned(),
-                source: apr_tensor::Error::Length {
+                reason: apr_tensor::Error::Length {
                     dtype: tensor.dtype,
                     shape: tensor.shape.clone(),
                     expected: usize::try_from(tensor.len).ok(),
@@ -122,7 +122,7 @@ impl<W: Write> Body<W> {
         if let Some(crc) = self.crc.take() {
             self.put(&crc.finalize().to_le_bytes())?;
         }
-        self.out.flush()?;
+        self.out.flush().map_err(Error::Write)?;
         Ok(self.out)
     }
 
@@ -130,7 +130,7 @@ impl<W: Write> Body<W> {
         if let Some(crc) = &mut self.crc {
             crc.update(bytes);
         }
-        Ok(self.out.write_all(bytes)?)
+        self.out.write_all(bytes).map_err(Error::Write)
     }
 }
 

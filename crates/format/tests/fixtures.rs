@@ -70,3 +70,13 @@ fn a_dotted_path_reaches_into_the_objects_of_config_json() {
     let error = model.metadata().u64("rope_scaling.rope_type").unwrap_err().to_string();
     assert!(error.contains("config.json") && error.contains("llama3"), "{error}");
 }
+
+#[test]
+fn the_index_hash_is_that_of_the_index_as_gguf_py_and_safetensors_list_it() {
+    // aprt.oracle.index_sha256, over what `gguf.GGUFReader` and `safetensors.safe_open` say.
+    let hash = |path: &str| Checkpoint::open(tiny(path)).unwrap().index_sha256();
+    let gguf = "c9380f60d23c3df1a3be6ce514ef19443acdabe0bb10435530fa8f54e326958a";
+    assert_eq!(hash("qwen2/qwen2-F16.gguf"), gguf);
+    let directory = "65c95aa9628b67d39dec7c184249e242fac5e883b6b4157d317191095c13c34a";
+    assert_eq!(hash("qwen2"), directory);
+}

@@ -139,6 +139,11 @@ fn a_malformed_gguf_is_refused_with_the_place() {
             &["key `k`", "twice"],
         ),
         (
+            "a part",
+            raw_gguf(0, 1, &[&text("split.count"), &u32(2), &3u16.to_le_bytes()]),
+            &["key `split.count`", "one of 3 parts", "--merge"],
+        ),
+        (
             "alignment 48",
             raw_gguf(0, 1, &[&text("general.alignment"), &u32(4), &u32(48)]),
             &["key `general.alignment`", "power of two", "48"],

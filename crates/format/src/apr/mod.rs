@@ -1,6 +1,6 @@
 //! `.apr` version 2: header, JSON metadata, tensor index, data on multiples of 64, checksum.
 //!
-//! Compressed, encrypted, sharded and column-major files are refused: silently wrong weights are worse.
+//! Opening reads the whole file once, for its checksum. Compressed, encrypted, sharded and column-major files are refused: silently wrong weights are worse.
 //! Signatures are not verified.
 
 use apr_tensor::DType;

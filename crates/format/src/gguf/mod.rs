@@ -3,6 +3,7 @@
 //! A header, typed key-value pairs, an index of tensors, and their data, each tensor on a multiple of
 //! `general.alignment`. Dimensions are stored fastest first and reversed here. Version 1, big-endian files and
 //! the formats before GGUF are refused; a tensor of unknown type is listed, and its size is not guessed.
+//! One part of a model that was split into several files is refused.
 
 mod reader;
 mod writer;
@@ -15,6 +16,9 @@ pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
 /// The key that sets the alignment of tensor data, and its value when it is absent.
 const ALIGNMENT_KEY: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The key that says of how many files this is one.
+const SPLIT_KEY: &str = "split.count";
 
 /// The numbers of GGUF's value types.
 mod value_type {

@@ -2,7 +2,7 @@
 
 use apr_tensor::{DType, Shape};
 
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, value_type};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, SPLIT_KEY, value_type};
 use crate::{
     Error, File, Map, Metadata, Place, Result, Value,
     budget::Budget,
@@ -42,6 +42,7 @@ pub(crate) fn read(file: &File, budget: &mut Budget) -> Result<Contents> {
     reader.cursor.check_count(pair_at, pair_count, MIN_PAIR, "metadata keys")?;
     let pairs = reader.pairs(pair_count)?;
     reader.cursor.check_count(at, tensor_count, MIN_ENTRY, "tensors")?;
+    reader.check_whole(&pairs)?;
     let alignment = reader.alignment(&pairs)?;
     let entries = reader.entries(tensor_count, alignment)?;
     let mut tensors = Tensors::default();
@@ -183,6 +184,19 @@ impl<'a> Reader<'a> {
             values.push(self.value(key, kind, kind_at, depth.saturating_sub(1))?);
         }
         Ok(values)
+    }
+
+    /// A part of a model has some of its tensors, and would look like one that lacks the others.
+    fn check_whole(&self, pairs: &Map) -> Result<()> {
+        match pairs.get(SPLIT_KEY).and_then(Value::as_u64) {
+            Some(count) if count > 1 => Err(Error::Unsupported {
+                file: self.file.path().to_owned(),
+                at: Place::Key(SPLIT_KEY.to_owned()),
+                what: format!("one of {count} parts of a model"),
+                help: "merge the parts with `llama-gguf-split --merge`",
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn alignment(&self, pairs: &Map) -> Result<u64> {
