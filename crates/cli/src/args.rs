@@ -1,0 +1,145 @@
+//! Options that several commands share, under the same names everywhere.
+
+use std::path::PathBuf;
+
+use apr_cpu::{Activations, Isa, KvType};
+use clap::ValueEnum;
+
+/// Which model, and where it runs.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// A .gguf, .safetensors or .apr file, or a Hugging Face directory.
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+}
+
+/// Where the model runs, and in what arithmetic.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Backend")]
+pub(crate) struct BackendArgs {
+    /// What runs the ops.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) backend: BackendName,
+    /// Threads of the cpu backend [default: all cores]. Results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Instruction set of the cpu backend: scalar, avx2, avx512, neon [default: the best]. Results do not depend on it.
+    #[arg(long)]
+    pub(crate) isa: Option<Isa>,
+    /// What activations are rounded to before they meet quantised weights.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) activations: ActivationsArg,
+    /// What keys and values are kept as [default: f16; f64 on the reference backend].
+    #[arg(long, value_enum)]
+    pub(crate) kv: Option<KvArg>,
+    /// Number type of the reference backend.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) precision: Precision,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendName {
+    /// Fast: SIMD and threads, quantised weights as stored.
+    #[default]
+    Cpu,
+    /// Exact: plain loops in f64.
+    Reference,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ActivationsArg {
+    /// 8 bits where the weight is quantised (Q8_K, Q8_0), as llama.cpp does; exact on the reference backend.
+    #[default]
+    Native,
+    /// Not rounded.
+    F32,
+    /// What the cpu backend rounds to, on any backend.
+    Cpu,
+    /// What llama.cpp rounds to, F16 and BF16 weights included (reference backend only).
+    LlamaCpp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the types name themselves")]
+pub(crate) enum KvArg {
+    F16,
+    Bf16,
+    F32,
+    F64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the types name themselves")]
+pub(crate) enum Precision {
+    #[default]
+    F64,
+    F32,
+}
+
+impl BackendArgs {
+    /// The cpu backend's options, or why they make no sense.
+    pub(crate) fn cpu(&self) -> anyhow::Result<apr_cpu::CpuOptions> {
+        let activations = match self.activations {
+            ActivationsArg::Native | ActivationsArg::Cpu => Activations::Native,
+            ActivationsArg::F32 => Activations::F32,
+            ActivationsArg::LlamaCpp => {
+                anyhow::bail!("--activations llama-cpp is emulated by --backend reference only")
+            }
+        };
+        let kv = match self.kv {
+            None | Some(KvArg::F16) => KvType::F16,
+            Some(KvArg::F32) => KvType::F32,
+            Some(KvArg::Bf16 | KvArg::F64) => {
+                anyhow::bail!("the cpu backend keeps keys and values as f16 or f32")
+            }
+        };
+        Ok(apr_cpu::CpuOptions { threads: self.threads, isa: self.isa, activations, kv })
+    }
+
+    /// The reference backend's arithmetic, or why the options make no sense.
+    pub(crate) fn arithmetic(&self) -> anyhow::Result<apr_reference::Arithmetic> {
+        use apr_reference::Arithmetic;
+        if self.threads.is_some() || self.isa.is_some() {
+            anyhow::bail!("--threads and --isa are options of the cpu backend");
+        }
+        let arithmetic = match self.activations {
+            ActivationsArg::Native | ActivationsArg::F32 => Arithmetic::EXACT,
+            ActivationsArg::Cpu => Arithmetic::CPU,
+            ActivationsArg::LlamaCpp => Arithmetic::LLAMA_CPP,
+        };
+        Ok(match self.kv {
+            None => arithmetic,
+            Some(kv) => arithmetic.with_kv(match kv {
+                KvArg::F16 => apr_tensor::DType::F16,
+                KvArg::Bf16 => apr_tensor::DType::BF16,
+                KvArg::F32 => apr_tensor::DType::F32,
+                KvArg::F64 => apr_tensor::DType::F64,
+            }),
+        })
+    }
+}
+
+/// The prompt: exactly one of text, text under the chat template, and token ids.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Prompt")]
+pub(crate) struct PromptArgs {
+    /// The prompt, as it is; `-` reads it from stdin.
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        required_unless_present = "tokens",
+        conflicts_with = "tokens"
+    )]
+    pub(crate) prompt: Option<String>,
+    /// Token ids as they are: no tokenizer, no template.
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    pub(crate) tokens: Option<Vec<u32>>,
+    /// Apply the model's chat template to the prompt. Without this no template is ever applied.
+    #[arg(long, conflicts_with = "tokens")]
+    pub(crate) chat: bool,
+    /// A system message, with --chat.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+}

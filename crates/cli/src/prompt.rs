@@ -1,0 +1,84 @@
+//! From prompt options to token ids, the same way on every command.
+
+use std::{io::Read, sync::Arc};
+
+use anyhow::{Context, Result, bail};
+use apr_format::Checkpoint;
+use apr_tokenizer::{Message, Specials, Tokenizer};
+
+use crate::args::PromptArgs;
+
+/// A prompt as the model will see it.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    /// `text`, `chat` or `tokens`.
+    pub(crate) mode: &'static str,
+    /// The text that was tokenized, template applied; `None` for bare ids.
+    pub(crate) text: Option<String>,
+    pub(crate) token_ids: Vec<u32>,
+    /// How to show ids as text; a prompt of bare ids can do without.
+    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
+}
+
+impl Prompt {
+    /// Resolves `args` with the tokenizer of `checkpoint`.
+    pub(crate) fn resolve(args: &PromptArgs, checkpoint: &Checkpoint) -> Result<Self> {
+        if let Some(ids) = &args.tokens {
+            if ids.is_empty() {
+                bail!("--tokens names no token");
+            }
+            let tokenizer = match Tokenizer::from_checkpoint(checkpoint) {
+                Ok(tokenizer) => Some(Arc::new(tokenizer)),
+                Err(error) => {
+                    eprintln!("note: tokens are shown as ids only: {error}");
+                    None
+                }
+            };
+            return Ok(Self { mode: "tokens", text: None, token_ids: ids.clone(), tokenizer });
+        }
+        let tokenizer = Tokenizer::from_checkpoint(checkpoint)
+            .context("this model has no usable tokenizer; give ids with --tokens instead")?;
+        let typed = match args.prompt.as_deref() {
+            Some("-") => {
+                let mut text = String::new();
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .context("cannot read the prompt from stdin")?;
+                text
+            }
+            Some(text) => text.to_owned(),
+            None => bail!("no prompt: give -p TEXT or --tokens"),
+        };
+        let (mode, text) = match args.chat {
+            false => ("text", typed),
+            true => ("chat", chat(&tokenizer, args.system.as_deref(), &typed)?),
+        };
+        let token_ids = tokenizer.encode(&text, Specials::Parse)?;
+        if token_ids.is_empty() {
+            bail!("the prompt is empty: it has no tokens to start from");
+        }
+        Ok(Self { mode, text: Some(text), token_ids, tokenizer: Some(Arc::new(tokenizer)) })
+    }
+
+    /// The text of one token, if there is a tokenizer to tell it.
+    pub(crate) fn token_text(&self, id: u32) -> Option<String> {
+        Some(self.tokenizer.as_ref()?.token_text(id).into_owned())
+    }
+
+    /// The tokens that end a text.
+    pub(crate) fn stop_ids(&self) -> Vec<u32> {
+        self.tokenizer.as_ref().map_or_else(Vec::new, |t| t.eos_ids().to_vec())
+    }
+}
+
+fn chat(tokenizer: &Tokenizer, system: Option<&str>, user: &str) -> Result<String> {
+    let template = tokenizer
+        .chat_template()
+        .context("this model has no chat template; leave out --chat to give the text as it is")?;
+    let message =
+        |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let mut messages: Vec<Message> =
+        system.map(|text| message("system", text)).into_iter().collect();
+    messages.push(message("user", user));
+    Ok(template.render(&messages, true)?)
+}

@@ -1,0 +1,258 @@
+//! `apr run`: text in, text out.
+
+use std::{io::Write, ops::ControlFlow, time::Duration};
+
+use anyhow::Result;
+use apr_format::Checkpoint;
+use apr_model::{
+    Backend, Finish, GenerateOptions, Model, Sampler, SamplerOptions, Unobserved, generate, top_k,
+};
+use serde::Serialize;
+
+use crate::{
+    args::{ModelArgs, PromptArgs},
+    engine::{self, Job},
+    output::{self, Exit},
+    prompt::Prompt,
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// The most tokens to generate.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+    /// Prompt tokens per step. Results do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: u32,
+    /// Do not stop at end-of-text tokens.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Show the K most likely tokens of each step, with --json.
+    #[arg(long, value_name = "K", requires = "json")]
+    logprobs: Option<usize>,
+    /// Print one JSON object when done instead of streaming text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+struct Sampling {
+    /// 0 takes the most likely token.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f64,
+    /// Only the K most likely tokens; 0 for all.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    top_k: usize,
+    /// Only the most likely tokens that together reach this probability.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    top_p: f64,
+    /// Where the random sequence starts.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// The result of a run, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct RunReport {
+    schema: &'static str,
+    model: String,
+    backend: &'static str,
+    isa: &'static str,
+    threads: usize,
+    plan: String,
+    prompt_mode: &'static str,
+    prompt_text: Option<String>,
+    prompt_token_ids: Vec<u32>,
+    token_ids: Vec<u32>,
+    text: Option<String>,
+    finish: String,
+    prefill_seconds: f64,
+    tokens: Vec<TokenReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct TokenReport {
+    id: u32,
+    text: Option<String>,
+    /// How long the step took whose logits chose this token.
+    seconds: f64,
+    logprob: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top: Vec<Candidate>,
+}
+
+#[derive(Debug, Serialize)]
+struct Candidate {
+    id: u32,
+    text: Option<String>,
+    logprob: f64,
+}
+
+pub(crate) fn run(args: Args) -> Result<Exit> {
+    anyhow::ensure!(args.sampling.temperature >= 0.0, "--temperature cannot be negative");
+    let top_p = args.sampling.top_p;
+    anyhow::ensure!(top_p > 0.0 && top_p <= 1.0, "--top-p is a probability above 0 and up to 1");
+    let checkpoint = engine::open(&args.model.model)?;
+    let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
+    let backend = args.model.backend.clone();
+    engine::with_model(&backend, &checkpoint, Run { args, prompt, checkpoint: &checkpoint })
+}
+
+struct Run<'c> {
+    args: Args,
+    prompt: Prompt,
+    checkpoint: &'c Checkpoint,
+}
+
+impl Job for Run<'_> {
+    type Output = Exit;
+
+    fn run<B: Backend>(self, model: &Model<B>) -> Result<Exit> {
+        let Self { args, prompt, checkpoint } = self;
+        let options = GenerateOptions {
+            max_tokens: args.max_tokens,
+            chunk: args.chunk as usize,
+            stop: if args.ignore_eos { Vec::new() } else { prompt.stop_ids() },
+            ..GenerateOptions::default()
+        };
+        let mut cache = engine::cache_for(model, prompt.token_ids.len(), args.max_tokens)?;
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: args.sampling.temperature,
+            top_k: args.sampling.top_k,
+            top_p: args.sampling.top_p,
+            seed: args.sampling.seed,
+        });
+
+        let mut text = prompt.tokenizer.as_ref().map(|t| t.stream());
+        let mut tokens: Vec<TokenReport> = Vec::new();
+        let mut written = String::new();
+        let mut failure = None;
+        let streaming = !args.json;
+        let mut write = |piece: &str| {
+            written.push_str(piece);
+            if streaming && let Err(error) = write_now(piece) {
+                failure = Some(error);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        };
+        let generated = generate(
+            model,
+            &mut cache,
+            &prompt.token_ids,
+            &options,
+            &mut sampler,
+            &mut Unobserved,
+            &mut |token| {
+                let candidates = top_k(token.logits, args.logprobs.unwrap_or(0));
+                let normalizer = log_sum_exp(token.logits);
+                let logprob = |id: u32| f64::from(token.logits[id as usize]) - normalizer;
+                tokens.push(TokenReport {
+                    id: token.id,
+                    text: prompt.token_text(token.id),
+                    seconds: token.elapsed.as_secs_f64(),
+                    logprob: logprob(token.id),
+                    top: candidates
+                        .into_iter()
+                        .map(|id| Candidate {
+                            id,
+                            text: prompt.token_text(id),
+                            logprob: logprob(id),
+                        })
+                        .collect(),
+                });
+                match &mut text {
+                    Some(stream) => {
+                        stream.push(token.id).map_or(ControlFlow::Continue(()), |s| write(&s))
+                    }
+                    None => {
+                        write(&format!("{}{}", if tokens.len() > 1 { "," } else { "" }, token.id))
+                    }
+                }
+            },
+        )?;
+        if let Some(rest) = text.and_then(|stream| stream.finish()) {
+            let _ = write(&rest);
+        }
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+
+        if args.json {
+            let info = model.backend().info();
+            output::print_json(&RunReport {
+                schema: "apr-run/1",
+                model: checkpoint.path().display().to_string(),
+                backend: info.name,
+                isa: info.isa,
+                threads: info.threads,
+                plan: model.plan().fingerprint().to_owned(),
+                prompt_mode: prompt.mode,
+                prompt_text: prompt.text.clone(),
+                prompt_token_ids: prompt.token_ids.clone(),
+                token_ids: generated.token_ids.clone(),
+                text: prompt.tokenizer.is_some().then_some(written),
+                finish: finish_name(generated.finish).to_owned(),
+                prefill_seconds: generated.prefill.as_secs_f64(),
+                tokens,
+            })?;
+        } else {
+            output::print("\n")?;
+            let decode: f64 = tokens.iter().skip(1).map(|t| t.seconds).sum();
+            eprintln!(
+                "{}",
+                summary(prompt.token_ids.len(), generated.prefill, tokens.len(), decode)
+            );
+            if generated.finish == Finish::Context {
+                eprintln!("note: stopped because the context of {} is full", cache.capacity());
+            }
+        }
+        Ok(Exit::Success)
+    }
+}
+
+fn write_now(piece: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(piece.as_bytes())?;
+    out.flush()
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop(_) => "stop",
+        Finish::Length => "length",
+        Finish::Context => "context",
+        Finish::Interrupted => "interrupted",
+    }
+}
+
+fn summary(prompt: usize, prefill: Duration, generated: usize, decode: f64) -> String {
+    let rate = |n: usize, seconds: f64| n as f64 / seconds.max(1e-9);
+    let prefill = prefill.as_secs_f64();
+    let mut text = format!(
+        "prompt: {prompt} tokens in {prefill:.3} s ({:.1} tokens/s)",
+        rate(prompt, prefill)
+    );
+    if generated > 1 {
+        text += &format!(
+            "; decode: {} tokens in {decode:.3} s ({:.1} tokens/s)",
+            generated - 1,
+            rate(generated - 1, decode)
+        );
+    }
+    text
+}
+
+/// `log(sum(exp(logits)))`, stable.
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - max).exp()).sum();
+    max + sum.ln()
+}

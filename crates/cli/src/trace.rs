@@ -1,0 +1,303 @@
+//! `apr trace`: the values of the forward pass, as statistics or saved whole.
+
+mod findings;
+mod watch;
+
+use std::{ops::ControlFlow, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+use apr_capture::{
+    Dims, Layout, Precision, Provenance, Recorder, RecorderOptions, Rows, StepStatistics,
+    Telemetry, check_space, estimate,
+    manifest::{self, Tool},
+};
+use apr_format::Checkpoint;
+use apr_model::{
+    Backend, Both, Error, GenerateOptions, LogitRows, Model, Observer, Sampler, SamplerOptions,
+    TapSet, Unobserved, generate,
+};
+use apr_report::trace::{Candidate, StageStatistics, Statistics, Trace, TraceStep, site_names};
+use clap::ValueEnum;
+
+use crate::{
+    args::{ModelArgs, PromptArgs},
+    engine::{self, Job},
+    output::{self, Exit},
+    prompt::Prompt,
+    selection,
+};
+use watch::{Ticker, TopTokens};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// Print statistics of every stage (the default, unless --save-tensor is given).
+    #[arg(long)]
+    payload: bool,
+    /// Save the values of these stages: `all`, or names separated by commas.
+    #[arg(long, value_name = "STAGES", requires = "output")]
+    save_tensor: Option<String>,
+    /// Only these layers: numbers, ranges such as 0..4 (without 4) or 0..=4, `last`; separated by commas.
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<String>,
+    /// Save only these rows: `all`, `last`, a position, or a range of positions.
+    #[arg(long, value_name = "ROWS", default_value = "all", requires = "save_tensor")]
+    rows: Rows,
+    /// Decode steps to trace after the prompt, greedily.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    decode: usize,
+    /// Where to save.
+    #[arg(short, long, value_name = "DIR", requires = "save_tensor")]
+    output: Option<PathBuf>,
+    /// How to save.
+    #[arg(long, value_enum, default_value_t, requires = "save_tensor")]
+    format: Format,
+    /// Store f64 where the backend computes in it.
+    #[arg(long, requires = "save_tensor")]
+    f64: bool,
+    /// Replace a capture that stands at the output.
+    #[arg(long, requires = "save_tensor")]
+    force: bool,
+    /// Hash the whole model file into the manifest.
+    #[arg(long, requires = "save_tensor")]
+    hash_model: bool,
+    /// Prompt tokens per step. Results do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: u32,
+    /// How many of the likeliest next tokens to show.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    top_k: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A manifest and one safetensors file per step.
+    #[default]
+    Capture,
+    /// A tree of APRT files, one per stage.
+    Aprt,
+}
+
+pub(crate) fn run(args: Args) -> Result<Exit> {
+    let checkpoint = engine::open(&args.model.model)?;
+    let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
+    let backend = args.model.backend.clone();
+    engine::with_model(&backend, &checkpoint, Tracing { args, prompt, checkpoint: &checkpoint })
+}
+
+struct Tracing<'c> {
+    args: Args,
+    prompt: Prompt,
+    checkpoint: &'c Checkpoint,
+}
+
+impl Job for Tracing<'_> {
+    type Output = Exit;
+
+    fn run<B: Backend>(self, model: &Model<B>) -> Result<Exit> {
+        let Self { args, prompt, checkpoint } = &self;
+        let payload = args.payload || args.save_tensor.is_none();
+        let sites = model.plan().sites();
+        let shown = match payload {
+            true => selection::select(sites, "all", args.layers.as_deref())?,
+            false => TapSet::none(),
+        };
+        let mut cache = engine::cache_for(model, prompt.token_ids.len(), args.decode)?;
+        let mut recorder = self.recorder(model)?;
+
+        let mut telemetry = Telemetry::new(shown.clone());
+        let mut top = TopTokens::new(args.top_k);
+        let watched = match &args.save_tensor {
+            Some(stages) => shown.union(&selection::select(sites, stages, args.layers.as_deref())?),
+            None => shown,
+        };
+        let steps = self.step_lengths(model).count() as u64;
+        let bar = output::progress(steps * watched.iter().count() as u64, "values");
+        let mut ticker = Ticker { taps: watched, bar: bar.clone() };
+        let mut unobserved = Unobserved;
+        let recording: &mut dyn Observer = match &mut recorder {
+            Some(recorder) => recorder,
+            None => &mut unobserved,
+        };
+        let mut statistics = Both::new(&mut telemetry, &mut top);
+        let mut watching = Both::new(&mut statistics, &mut ticker);
+        let mut observers = Both::new(recording, &mut watching);
+
+        let options = GenerateOptions {
+            max_tokens: if args.decode == 0 { 0 } else { args.decode + 1 },
+            chunk: args.chunk as usize,
+            prompt_logits: if args.rows == Rows::Last { LogitRows::Last } else { LogitRows::All },
+            stop: Vec::new(),
+        };
+        let generated = generate(
+            model,
+            &mut cache,
+            &prompt.token_ids,
+            &options,
+            &mut Sampler::new(SamplerOptions::default()),
+            &mut observers,
+            &mut |_| ControlFlow::Continue(()),
+        );
+        bar.finish_and_clear();
+        let mut findings: Vec<String> =
+            telemetry.steps().iter().flat_map(findings::findings).collect();
+        let token_ids = match generated {
+            Ok(generated) => generated.token_ids,
+            // What led there is the very thing that a trace is asked for.
+            Err(error @ Error::LogitsNotFinite { .. }) => {
+                findings
+                    .push(format!("the trace ends after step {}: {error}", top.steps.len() - 1));
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let capture = recorder.map(Recorder::finish).transpose()?;
+        let capture = capture.map(|path| path.display().to_string());
+
+        if payload || args.json {
+            let info = model.backend().info();
+            let trace = Trace {
+                schema: "apr-trace/1",
+                model: checkpoint.path().display().to_string(),
+                architecture: model.config().architecture.name(),
+                backend: info.name,
+                isa: info.isa,
+                threads: info.threads,
+                kv: info.kv.name(),
+                plan: model.plan().fingerprint().to_owned(),
+                prompt_mode: prompt.mode,
+                prompt_text: prompt.text.clone(),
+                prompt_token_ids: prompt.token_ids.clone(),
+                prompt_tokens: prompt.token_ids.iter().map(|&id| prompt.token_text(id)).collect(),
+                token_ids,
+                steps: self.steps(telemetry.steps(), &top),
+                findings,
+                capture,
+            };
+            if args.json {
+                output::print_json(&trace)?;
+            } else {
+                output::print(&trace.text())?;
+            }
+        } else if let Some(capture) = capture {
+            output::print(&format!("{capture}\n"))?;
+        }
+        Ok(Exit::Success)
+    }
+}
+
+impl Tracing<'_> {
+    /// Rows and visible positions of each step that will be run.
+    fn step_lengths<B: Backend>(
+        &self,
+        model: &Model<B>,
+    ) -> impl Iterator<Item = apr_capture::StepSize> {
+        let prompt = self.prompt.token_ids.len();
+        let room = model.config().max_position_embeddings - prompt;
+        let chunk = self.args.chunk as usize;
+        let prefill =
+            (0..prompt).step_by(chunk).map(move |start| (start, chunk.min(prompt - start)));
+        let decode = (prompt..prompt + self.args.decode.min(room)).map(|start| (start, 1));
+        let last_only = self.args.rows == Rows::Last;
+        prefill.chain(decode).map(move |(first_position, tokens)| apr_capture::StepSize {
+            first_position,
+            tokens,
+            logit_rows: if last_only { 1 } else { tokens },
+        })
+    }
+
+    /// The recorder, if values are to be saved, after checking that there is room for them.
+    fn recorder<B: Backend>(&self, model: &Model<B>) -> Result<Option<Recorder>> {
+        let Self { args, prompt, checkpoint } = self;
+        let (Some(stages), Some(path)) = (&args.save_tensor, &args.output) else { return Ok(None) };
+        let sites = selection::select(model.plan().sites(), stages, args.layers.as_deref())?;
+        let positions = prompt.token_ids.len() + args.decode;
+        if args.rows.select(0..positions).is_empty() {
+            bail!("--rows selects nothing: the trace has positions 0 to {}", positions - 1);
+        }
+        let dims = Dims::from(model.config());
+        let precision = if args.f64 { Precision::F64 } else { Precision::F32 };
+        let bytes = estimate(&sites, &args.rows, precision, &dims, self.step_lengths(model));
+        eprintln!(
+            "saving {} stages of {} steps to {}: {}",
+            sites.iter().count(),
+            self.step_lengths(model).count(),
+            path.display(),
+            apr_report::bytes(bytes),
+        );
+        check_space(path, bytes)?;
+
+        let info = model.backend().info();
+        let provenance = Provenance {
+            tool: Tool { name: "apr".into(), version: env!("CARGO_PKG_VERSION").into() },
+            model: manifest::Model {
+                path: checkpoint.path().display().to_string(),
+                format: checkpoint.container().to_string(),
+                architecture: Some(model.config().architecture.name().to_owned()),
+                index_sha256: Some(checkpoint.index_sha256()),
+                file_sha256: args.hash_model.then(|| checkpoint.file_sha256()),
+                config: Some(dims.clone()),
+            },
+            prompt: Some(manifest::Prompt {
+                mode: prompt.mode.to_owned(),
+                text: prompt.text.clone(),
+            }),
+            backend: Some((&info).into()),
+            plan: Some(model.plan().into()),
+            kv: Some(info.kv.name().to_lowercase()),
+        };
+        let options = RecorderOptions {
+            rows: args.rows.clone(),
+            precision,
+            layout: match args.format {
+                Format::Capture => Layout::Safetensors,
+                Format::Aprt => Layout::Aprt,
+            },
+            force: args.force,
+            ..RecorderOptions::new(sites)
+        };
+        let mut recorder = Recorder::create(path, provenance, dims, options)
+            .with_context(|| format!("cannot save to {}", path.display()))?;
+        if let Some(tokenizer) = prompt.tokenizer.clone() {
+            recorder = recorder.with_token_text(move |id| tokenizer.token_text(id).into_owned());
+        }
+        Ok(Some(recorder))
+    }
+
+    fn steps(&self, steps: &[StepStatistics], top: &TopTokens) -> Vec<TraceStep> {
+        let step = |(step, top): (&StepStatistics, &Vec<(u32, f64, f64)>)| TraceStep {
+            index: step.index,
+            phase: step.phase.name(),
+            positions: [step.positions.start, step.positions.end],
+            stages: step.sites.iter().map(stage).collect(),
+            top: top
+                .iter()
+                .map(|&(id, logit, probability)| Candidate {
+                    id,
+                    text: self.prompt.token_text(id),
+                    logit,
+                    probability,
+                })
+                .collect(),
+        };
+        steps.iter().zip(&top.steps).map(step).collect()
+    }
+}
+
+fn stage(s: &apr_capture::SiteStatistics) -> StageStatistics {
+    let (site, layer, stage) = site_names(s.site);
+    StageStatistics {
+        site,
+        layer,
+        stage,
+        all_rows: Statistics::new(s.positions.len(), &s.all_rows),
+        last_row: Statistics::new(s.positions.len().min(1), &s.last_row),
+        zero_rows: s.dead_rows.len() as u64,
+    }
+}

@@ -1,0 +1,11 @@
+//! Findings as terminal tables and as JSON.
+//!
+//! Each module holds one report: plain data that serialises under a schema version, and its text. Whatever stands in
+//! the text stands in the JSON too. Nothing is computed here beyond sums for a footer, and nothing is printed.
+
+pub mod diff;
+pub mod inspect;
+mod table;
+pub mod trace;
+
+pub use table::{bytes, number};
