@@ -2,7 +2,7 @@
 
 use super::{
     LANES, Simd,
-    lanes::{Element, dot, fma, padded},
+    lanes::{Element, dot, padded},
 };
 
 /// The scaled scores of `query` and the first `out.len()` keys: [`dot`], times `scale`.
@@ -31,11 +31,11 @@ pub(crate) fn weighted_sum<S: Simd, E: Element>(weights: &[f32], values: &[E], o
         start += out.len();
     }
     if !tail.is_empty() {
-        let mut acc = [0.0; LANES];
+        let mut acc = S::splat(0.0);
         for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
-            fma(&mut acc, &[weight; LANES], &E::widen::<S>(&padded(&value[start..])));
+            acc = S::fma(S::splat(weight), E::load::<S>(&padded(&value[start..])), acc);
         }
-        tail.copy_from_slice(&acc[..tail.len()]);
+        tail.copy_from_slice(&S::store(acc)[..tail.len()]);
     }
 }
 
@@ -47,11 +47,13 @@ fn channels<S: Simd, E: Element, const G: usize>(
     width: usize,
     start: usize,
 ) -> [[f32; LANES]; G] {
-    let mut acc = [[0.0; LANES]; G];
+    let mut acc = [S::splat(0.0); G];
     for (&weight, value) in weights.iter().zip(values.chunks_exact(width)) {
-        for (acc, value) in acc.iter_mut().zip(value[start..].as_chunks::<LANES>().0) {
-            fma(acc, &[weight; LANES], &E::widen::<S>(value));
+        let weight = S::splat(weight);
+        let groups = &value[start..].as_chunks::<LANES>().0[..G];
+        for (acc, value) in acc.iter_mut().zip(groups) {
+            *acc = S::fma(weight, E::load::<S>(value), *acc);
         }
     }
-    acc
+    acc.map(S::store)
 }

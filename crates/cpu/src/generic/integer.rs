@@ -11,52 +11,99 @@
 //!
 //! That is one chain of sums per output element, so a layout with one row per lane could keep it too.
 
+use std::marker::PhantomData;
+
 use super::{
     Simd,
     unpack::{Blocks32, Blocks256, Quants256},
 };
 use crate::activation::{Q8, Q8K};
 
-/// A row of weights in blocks of 32 against each row of `x`. Unpacks each block once for all of them.
+/// A row of weights in blocks of 32 against each row of `x`.
 #[inline(always)]
 pub(crate) fn blocks<S: Simd, B: Blocks32>(w: &[u8], x: &[Q8], out: &mut [f32]) {
-    let blocks = B::slice_of(w);
-    out.fill(0.0);
-    for (b, block) in blocks.iter().enumerate() {
-        let (q, d) = (block.quants(), S::half(block.scale()));
-        let min = block.min().map(S::half);
-        for (acc, x) in out.iter_mut().zip(x.chunks_exact(blocks.len())) {
-            let x = &x[b];
-            *acc = (d * x.d).mul_add(S::dot_32(&q, &x.qs) as f32, *acc);
-            if let Some(min) = min {
-                *acc = (min * x.d).mul_add(x.sum as f32, *acc);
-            }
-        }
-    }
+    each_block::<Factor32<S>, B, Q8>(B::slice_of(w), x, out);
 }
 
-/// A row of weights in blocks of 256 against each row of `x`. Unpacks each block once for all of them.
+/// A row of weights in blocks of 256 against each row of `x`.
 #[inline(always)]
 pub(crate) fn superblocks<S: Simd, B: Blocks256>(w: &[u8], x: &[Q8K], out: &mut [f32]) {
-    let blocks = B::slice_of(w);
-    let mut quants = Quants256::ZERO;
+    each_block::<Factor256<S>, B, Q8K>(B::slice_of(w), x, out);
+}
+
+/// Block after block, in each sum of `out`. Unpacks each block once for all rows of `x`.
+#[inline(always)]
+fn each_block<F: Factor<B, A>, B, A>(blocks: &[B], x: &[A], out: &mut [f32]) {
+    if let [out] = out {
+        // A single sum stays in a register: through memory each step would wait for the last one's store.
+        let mut acc = 0.0;
+        for (block, x) in blocks.iter().zip(x) {
+            acc = F::unpack(block).add_product(acc, x);
+        }
+        *out = acc;
+        return;
+    }
     out.fill(0.0);
     for (b, block) in blocks.iter().enumerate() {
-        block.unpack(&mut quants);
-        let Quants256 { q, scales, mins } = &quants;
-        let d = S::half(block.scale());
-        let min = block.min().map(|min| -S::half(min));
-        for (acc, x) in out.iter_mut().zip(x.chunks_exact(blocks.len())) {
-            let x = &x[b];
-            *acc = (d * x.d).mul_add(S::dot_256(q, &x.qs, scales) as f32, *acc);
-            if let Some(min) = min {
-                *acc = (min * x.d).mul_add(dot_16(mins, &x.sums) as f32, *acc);
-            }
+        let factor = F::unpack(block);
+        for (t, acc) in out.iter_mut().enumerate() {
+            *acc = factor.add_product(*acc, &x[t * blocks.len() + b]);
         }
     }
 }
 
-#[inline(always)]
-fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
-    a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+/// A block of weights, ready to be multiplied with blocks of activations. (A trait and not a pair of closures:
+/// closures are not compiled for the kernel's instruction set unless they happen to be inlined.)
+trait Factor<B, A> {
+    fn unpack(block: &B) -> Self;
+    fn add_product(&self, acc: f32, x: &A) -> f32;
+}
+
+struct Factor32<S> {
+    q: [i8; 32],
+    d: f32,
+    min: Option<f32>,
+    simd: PhantomData<S>,
+}
+
+impl<S: Simd, B: Blocks32> Factor<B, Q8> for Factor32<S> {
+    #[inline(always)]
+    fn unpack(block: &B) -> Self {
+        let (q, d, min) = (block.quants::<S>(), S::half(block.scale()), block.min().map(S::half));
+        Self { q, d, min, simd: PhantomData }
+    }
+
+    #[inline(always)]
+    fn add_product(&self, acc: f32, x: &Q8) -> f32 {
+        let acc = (self.d * x.d).mul_add(S::dot_32(&self.q, &x.qs) as f32, acc);
+        match self.min {
+            Some(min) => (min * x.d).mul_add(x.sum as f32, acc),
+            None => acc,
+        }
+    }
+}
+
+struct Factor256<S> {
+    quants: Quants256,
+    d: f32,
+    dmin: Option<f32>,
+    simd: PhantomData<S>,
+}
+
+impl<S: Simd, B: Blocks256> Factor<B, Q8K> for Factor256<S> {
+    #[inline(always)]
+    fn unpack(block: &B) -> Self {
+        let (d, dmin) = (S::half(block.scale()), block.min().map(S::half));
+        Self { quants: block.unpack::<S>(), d, dmin, simd: PhantomData }
+    }
+
+    #[inline(always)]
+    fn add_product(&self, acc: f32, x: &Q8K) -> f32 {
+        let Quants256 { q, scales, mins } = &self.quants;
+        let acc = (self.d * x.d).mul_add(S::dot_256(q, &x.qs, scales) as f32, acc);
+        match self.dmin {
+            Some(dmin) => (-dmin * x.d).mul_add(S::dot_16(mins, &x.sums) as f32, acc),
+            None => acc,
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// Zeros, in memory that the operating system need not provide before it is written.
     fn zeros(len: usize) -> Vec<Self>;
 
-    fn widen<S: Simd>(x: &[Self; LANES]) -> [f32; LANES];
+    fn load<S: Simd>(x: &[Self; LANES]) -> S::Lanes;
 }
 
 impl Element for f32 {
@@ -35,8 +35,8 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn widen<S: Simd>(x: &[Self; LANES]) -> [f32; LANES] {
-        *x
+    fn load<S: Simd>(x: &[Self; LANES]) -> S::Lanes {
+        S::load(x)
     }
 }
 
@@ -46,8 +46,8 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn widen<S: Simd>(x: &[Self; LANES]) -> [f32; LANES] {
-        S::widen_f16(x)
+    fn load<S: Simd>(x: &[Self; LANES]) -> S::Lanes {
+        S::load_f16(x)
     }
 }
 
@@ -59,49 +59,41 @@ pub(crate) fn padded<E: Element>(tail: &[E]) -> [E; LANES] {
     lanes
 }
 
-/// `acc[i] = a[i] * b[i] + acc[i]`, fused.
-#[inline(always)]
-pub(crate) fn fma(acc: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
-    for i in 0..LANES {
-        acc[i] = a[i].mul_add(b[i], acc[i]);
-    }
-}
-
 /// The dot products of `x` with `T` rows: in each lane `fma` in ascending order from 0, then the tree of [`sum`].
 ///
 /// A last group of fewer than [`LANES`] elements is filled up with zeros on both sides.
 #[inline(always)]
 pub(crate) fn dot<S: Simd, E: Element, const T: usize>(x: &[f32], rows: [&[E]; T]) -> [f32; T] {
     let (chunks, tail) = x.as_chunks::<LANES>();
-    let mut acc = [[0.0; LANES]; T];
+    let row_chunks = rows.map(|row| &row.as_chunks::<LANES>().0[..chunks.len()]);
+    let mut acc = [S::splat(0.0); T];
     for (i, x) in chunks.iter().enumerate() {
+        let x = S::load(x);
         for t in 0..T {
-            let row = rows[t][i * LANES..].first_chunk().expect("rows are as long as x");
-            fma(&mut acc[t], x, &E::widen::<S>(row));
+            acc[t] = S::fma(x, E::load::<S>(&row_chunks[t][i]), acc[t]);
         }
     }
     if !tail.is_empty() {
-        let x = padded(tail);
+        let (x, start) = (S::load(&padded(tail)), chunks.len() * LANES);
         for t in 0..T {
-            let row = padded(&rows[t][chunks.len() * LANES..][..tail.len()]);
-            fma(&mut acc[t], &x, &E::widen::<S>(&row));
+            let row = padded(&rows[t][start..][..tail.len()]);
+            acc[t] = S::fma(x, E::load::<S>(&row), acc[t]);
         }
     }
-    acc.map(sum)
+    acc.map(|lanes| sum(S::store(lanes)))
 }
 
 /// One row of weights against each row of `x`: a [`dot`] each.
 #[inline(always)]
-pub(crate) fn dots(w: &[f32], x: &[f32], out: &mut [f32]) {
-    use super::scalar::Scalar; // nothing to widen
+pub(crate) fn dots<S: Simd>(w: &[f32], x: &[f32], out: &mut [f32]) {
     const T: usize = 4;
     let row = |t: usize| &x[t * w.len()..][..w.len()];
     let (groups, rest) = out.as_chunks_mut::<T>();
     for (g, out) in groups.iter_mut().enumerate() {
-        *out = dot::<Scalar, f32, T>(w, std::array::from_fn(|t| row(g * T + t)));
+        *out = dot::<S, f32, T>(w, std::array::from_fn(|t| row(g * T + t)));
     }
     for (t, out) in rest.iter_mut().enumerate() {
-        [*out] = dot::<Scalar, f32, 1>(w, [row(groups.len() * T + t)]);
+        [*out] = dot::<S, f32, 1>(w, [row(groups.len() * T + t)]);
     }
 }
 
@@ -112,7 +104,7 @@ pub(crate) fn widen_f16<S: Simd>(bytes: &[u8], out: &mut [f32]) {
     let (chunks, tail) = halves.as_chunks::<LANES>();
     let (outs, out_tail) = out.as_chunks_mut::<LANES>();
     for (x, out) in chunks.iter().zip(outs) {
-        *out = S::widen_f16(&x.map(f16::from_le_bytes));
+        *out = S::store(S::load_f16(&x.map(f16::from_le_bytes)));
     }
     for (&x, out) in tail.iter().zip(out_tail) {
         *out = f16::from_le_bytes(x).to_f32();

@@ -17,21 +17,40 @@ pub(crate) mod quantize;
 pub(crate) mod scalar;
 pub(crate) mod unpack;
 
+use apr_tensor::block::Half;
+use half::f16;
+
 pub(crate) use lanes::LANES;
 
-/// What an instruction set does better than the compiler. All results are exact, so there is one right answer.
+/// What an instruction set does better than the compiler. Integer and widening operations are exact and `fma` is
+/// correctly rounded, so there is one right answer to each.
 pub(crate) trait Simd {
+    /// [`LANES`] floats.
+    type Lanes: Copy;
+
+    fn splat(x: f32) -> Self::Lanes;
+    fn load(x: &[f32; LANES]) -> Self::Lanes;
+    fn load_f16(x: &[f16; LANES]) -> Self::Lanes;
+    fn store(x: Self::Lanes) -> [f32; LANES];
+    /// `a * b + c`, fused.
+    fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+
     /// `sum(q[i] * a[i])`; no `a[i]` is -128.
     fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32;
-
     /// `sum(scales[i / 16] * q[i] * a[i])`; no `a[i]` is -128, and no scale is outside of an i8.
     fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16]) -> i32;
+    /// `sum(a[i] * b[i])`.
+    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32;
 
-    /// Half precision widened.
-    fn widen_f16(x: &[half::f16; LANES]) -> [f32; LANES];
+    /// The low nibbles of `qs`, then the high ones, minus `zero`.
+    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32];
+    /// The same with bit `i` of `high` as the fifth bit of number `i`.
+    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32];
+    /// The same looked up in `table`.
+    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32];
 
-    /// A block's scale widened.
-    fn half(x: apr_tensor::block::Half) -> f32;
+    /// A block's scale, widened.
+    fn half(x: Half) -> f32;
 }
 
 /// Compiles the generic kernels for one instruction set: `KERNELS`, to be reached through `Isa::kernels` only.
@@ -86,7 +105,7 @@ macro_rules! kernels {
                 Q5_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q5_K> },
                 Q6_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q6_K> },
                 IQ4_XS: kernels! { @superblocks $f integer::superblocks::<$simd, IQ4_XS> },
-                dots: kernels! { @fn $f lanes::dots, (w: &[f32], x: &[f32], out: &mut [f32]) },
+                dots: kernels! { @fn $f lanes::dots::<$simd>, (w: &[f32], x: &[f32], out: &mut [f32]) },
                 widen_f16: kernels! { @fn $f lanes::widen_f16::<$simd>, (bytes: &[u8], out: &mut [f32]) },
                 quantize_q8_0: kernels! { @fn $f quantize::q8_0, (x: &[f32], out: &mut [Q8]) },
                 quantize_q8_k: kernels! { @fn $f quantize::q8_k, (x: &[f32], out: &mut [Q8K]) },

@@ -1,5 +1,7 @@
 //! The scalar twin: the same arithmetic in plain Rust. It runs everywhere and is what vector code is tested against.
 
+use std::array;
+
 use apr_tensor::block::Half;
 use half::f16;
 
@@ -8,7 +10,36 @@ use super::{LANES, Simd};
 #[derive(Debug)]
 pub(crate) struct Scalar;
 
+super::kernels! { Scalar }
+
 impl Simd for Scalar {
+    type Lanes = [f32; LANES];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self::Lanes {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load(x: &[f32; LANES]) -> Self::Lanes {
+        *x
+    }
+
+    #[inline(always)]
+    fn load_f16(x: &[f16; LANES]) -> Self::Lanes {
+        x.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    fn store(x: Self::Lanes) -> [f32; LANES] {
+        x
+    }
+
+    #[inline(always)]
+    fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
     #[inline(always)]
     fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
         dot(q, a)
@@ -21,8 +52,24 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn widen_f16(x: &[f16; LANES]) -> [f32; LANES] {
-        x.map(f16::to_f32)
+    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
+        a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+    }
+
+    #[inline(always)]
+    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
+        array::from_fn(|i| nibble(qs, i) as i8 - zero)
+    }
+
+    #[inline(always)]
+    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32] {
+        let fifth = |i: usize| (high[i / 8] >> (i % 8)) & 1;
+        array::from_fn(|i| (nibble(qs, i) | fifth(i) << 4) as i8 - zero)
+    }
+
+    #[inline(always)]
+    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32] {
+        array::from_fn(|i| table[usize::from(nibble(qs, i))])
     }
 
     #[inline(always)]
@@ -32,8 +79,11 @@ impl Simd for Scalar {
 }
 
 #[inline(always)]
+fn nibble(qs: &[u8; 16], i: usize) -> u8 {
+    (qs[i % 16] >> (4 * (i / 16))) & 0xf
+}
+
+#[inline(always)]
 fn dot(q: &[i8], a: &[i8]) -> i32 {
     q.iter().zip(a).map(|(&q, &a)| i32::from(q) * i32::from(a)).sum()
 }
-
-super::kernels! { Scalar }

@@ -3,6 +3,7 @@
 //! The layouts are documented on the block types of [`apr_tensor::block`]; the loops here go over whole runs of bytes
 //! so that they compile to vector code.
 
+use super::Simd;
 use apr_tensor::block::{
     Block, Half, IQ4_NL, IQ4_VALUES, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K,
     Q8_0,
@@ -14,7 +15,7 @@ pub(crate) trait Blocks32: Block {
     fn min(&self) -> Option<Half> {
         None
     }
-    fn quants(&self) -> [i8; 32];
+    fn quants<S: Simd>(&self) -> [i8; 32];
 }
 
 /// Types of 256 weights: weight `i` is `d * scales[i / 16] * q[i] - dmin * mins[i / 16]`.
@@ -23,7 +24,7 @@ pub(crate) trait Blocks256: Block {
     fn min(&self) -> Option<Half> {
         None
     }
-    fn unpack(&self, out: &mut Quants256);
+    fn unpack<S: Simd>(&self) -> Quants256;
 }
 
 /// The integers of a block of 256.
@@ -38,32 +39,6 @@ impl Quants256 {
     pub(crate) const ZERO: Self = Self { q: [0; 256], scales: [0; 16], mins: [0; 16] };
 }
 
-/// Low nibbles, then high ones.
-#[inline(always)]
-fn nibbles(qs: &[u8; 16]) -> [u8; 32] {
-    let mut out = [0; 32];
-    for i in 0..16 {
-        out[i] = qs[i] & 0xf;
-        out[16 + i] = qs[i] >> 4;
-    }
-    out
-}
-
-/// Nibbles with their fifth bits.
-#[inline(always)]
-fn five_bits(qs: &[u8; 16], high: [u8; 4]) -> [u8; 32] {
-    let mut out = nibbles(qs);
-    for (i, out) in out.iter_mut().enumerate() {
-        *out |= ((high[i / 8] >> (i % 8)) & 1) << 4;
-    }
-    out
-}
-
-#[inline(always)]
-fn table(qs: &[u8; 16]) -> [i8; 32] {
-    nibbles(qs).map(|q| IQ4_VALUES[usize::from(q)])
-}
-
 impl Blocks32 for Q4_0 {
     #[inline(always)]
     fn scale(&self) -> Half {
@@ -71,8 +46,8 @@ impl Blocks32 for Q4_0 {
     }
 
     #[inline(always)]
-    fn quants(&self) -> [i8; 32] {
-        nibbles(&self.qs).map(|q| q as i8 - 8)
+    fn quants<S: Simd>(&self) -> [i8; 32] {
+        S::nibbles(&self.qs, 8)
     }
 }
 
@@ -88,8 +63,8 @@ impl Blocks32 for Q4_1 {
     }
 
     #[inline(always)]
-    fn quants(&self) -> [i8; 32] {
-        nibbles(&self.qs).map(|q| q as i8)
+    fn quants<S: Simd>(&self) -> [i8; 32] {
+        S::nibbles(&self.qs, 0)
     }
 }
 
@@ -100,8 +75,8 @@ impl Blocks32 for Q5_0 {
     }
 
     #[inline(always)]
-    fn quants(&self) -> [i8; 32] {
-        five_bits(&self.qs, self.qh).map(|q| q as i8 - 16)
+    fn quants<S: Simd>(&self) -> [i8; 32] {
+        S::five_bits(&self.qs, self.qh, 16)
     }
 }
 
@@ -117,8 +92,8 @@ impl Blocks32 for Q5_1 {
     }
 
     #[inline(always)]
-    fn quants(&self) -> [i8; 32] {
-        five_bits(&self.qs, self.qh).map(|q| q as i8)
+    fn quants<S: Simd>(&self) -> [i8; 32] {
+        S::five_bits(&self.qs, self.qh, 0)
     }
 }
 
@@ -129,7 +104,7 @@ impl Blocks32 for Q8_0 {
     }
 
     #[inline(always)]
-    fn quants(&self) -> [i8; 32] {
+    fn quants<S: Simd>(&self) -> [i8; 32] {
         self.qs
     }
 }
@@ -141,8 +116,8 @@ impl Blocks32 for IQ4_NL {
     }
 
     #[inline(always)]
-    fn quants(&self) -> [i8; 32] {
-        table(&self.qs)
+    fn quants<S: Simd>(&self) -> [i8; 32] {
+        S::lookup(&self.qs, &IQ4_VALUES)
     }
 }
 
@@ -158,12 +133,14 @@ impl Blocks256 for Q2_K {
     }
 
     #[inline(always)]
-    fn unpack(&self, out: &mut Quants256) {
+    fn unpack<S: Simd>(&self) -> Quants256 {
+        let mut out = Quants256::ZERO;
         crumbs(&self.qs, &mut out.q);
         for i in 0..16 {
             out.scales[i] = i16::from(self.scales[i] & 0xf);
             out.mins[i] = i16::from(self.scales[i] >> 4);
         }
+        out
     }
 }
 
@@ -174,7 +151,8 @@ impl Blocks256 for Q3_K {
     }
 
     #[inline(always)]
-    fn unpack(&self, out: &mut Quants256) {
+    fn unpack<S: Simd>(&self) -> Quants256 {
+        let mut out = Quants256::ZERO;
         crumbs(&self.qs, &mut out.q);
         for (k, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for (q, high) in q.iter_mut().zip(&self.hmask) {
@@ -184,6 +162,7 @@ impl Blocks256 for Q3_K {
         for i in 0..16 {
             out.scales[i] = self.scale(i).into();
         }
+        out
     }
 }
 
@@ -210,9 +189,11 @@ impl Blocks256 for Q4_K {
     }
 
     #[inline(always)]
-    fn unpack(&self, out: &mut Quants256) {
+    fn unpack<S: Simd>(&self) -> Quants256 {
+        let mut out = Quants256::ZERO;
         nibble_quarters(&self.qs, &mut out.q);
-        scales_and_mins(&self.scales, out);
+        scales_and_mins(&self.scales, &mut out);
+        out
     }
 }
 
@@ -228,14 +209,16 @@ impl Blocks256 for Q5_K {
     }
 
     #[inline(always)]
-    fn unpack(&self, out: &mut Quants256) {
+    fn unpack<S: Simd>(&self) -> Quants256 {
+        let mut out = Quants256::ZERO;
         nibble_quarters(&self.qs, &mut out.q);
         for (k, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for (q, high) in q.iter_mut().zip(&self.qh) {
                 *q |= (((high >> k) & 1) << 4) as i8;
             }
         }
-        scales_and_mins(&self.scales, out);
+        scales_and_mins(&self.scales, &mut out);
+        out
     }
 }
 
@@ -273,7 +256,8 @@ impl Blocks256 for Q6_K {
     }
 
     #[inline(always)]
-    fn unpack(&self, out: &mut Quants256) {
+    fn unpack<S: Simd>(&self) -> Quants256 {
+        let mut out = Quants256::ZERO;
         let halves = self.ql.as_chunks::<64>().0.iter().zip(self.qh.as_chunks::<32>().0);
         for ((low, high), q) in halves.zip(out.q.as_chunks_mut::<128>().0) {
             for i in 0..32 {
@@ -285,6 +269,7 @@ impl Blocks256 for Q6_K {
             }
         }
         out.scales = self.scales.map(i16::from);
+        out
     }
 }
 
@@ -295,13 +280,15 @@ impl Blocks256 for IQ4_XS {
     }
 
     #[inline(always)]
-    fn unpack(&self, out: &mut Quants256) {
+    fn unpack<S: Simd>(&self) -> Quants256 {
+        let mut out = Quants256::ZERO;
         for (qs, q) in self.qs.as_chunks::<16>().0.iter().zip(out.q.as_chunks_mut::<32>().0) {
-            *q = table(qs);
+            *q = S::lookup(qs, &IQ4_VALUES);
         }
         for i in 0..16 {
             out.scales[i] = self.scale(i / 2).into();
         }
+        out
     }
 }
 

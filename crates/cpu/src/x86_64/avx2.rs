@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: 32 bytes at a time.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use apr_tensor::block::Half;
 use half::f16;
@@ -20,9 +20,50 @@ pub(crate) struct Avx2;
 crate::generic::kernels! { Avx2, "avx2,fma,f16c" }
 
 impl Simd for Avx2 {
+    type Lanes = [__m256; 2];
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self::Lanes {
+        // SAFETY: `Avx2`'s methods run only within kernels compiled for its features.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn load(x: &[f32; LANES]) -> Self::Lanes {
+        // SAFETY: as in `splat`; both halves of the array are 32 bytes.
+        unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())] }
+    }
+
+    #[inline(always)]
+    fn load_f16(x: &[f16; LANES]) -> Self::Lanes {
+        // SAFETY: as in `splat`; the array is 32 bytes.
+        unsafe {
+            let halves = load(x.as_ptr().cast());
+            let high = _mm256_extracti128_si256::<1>(halves);
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn store([low, high]: Self::Lanes) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        // SAFETY: as in `splat`; both halves of the array are 32 bytes.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), low);
+            _mm256_storeu_ps(out[8..].as_mut_ptr(), high);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
     #[inline(always)]
     fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
-        // SAFETY: this code runs only within kernels compiled for these features; pointers are to 32 bytes.
+        // SAFETY: as in `splat`; both arrays are 32 bytes.
         unsafe {
             let pairs = products(load(q.as_ptr()), load(a.as_ptr()));
             sum(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
@@ -31,7 +72,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16]) -> i32 {
-        // SAFETY: this code runs only within kernels compiled for these features; `i` and `2 * i + 1` are in bounds.
+        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds, and so is `2 * i + 1`.
         unsafe {
             let mut acc = _mm256_setzero_si256();
             for i in 0..8 {
@@ -43,20 +84,50 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn widen_f16(x: &[f16; LANES]) -> [f32; LANES] {
-        // SAFETY: as above; an array of 16 `f16` is 32 bytes, one of 16 `f32` is two vectors.
+    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
+        // SAFETY: as in `splat`; both arrays are 32 bytes.
+        unsafe { sum(_mm256_madd_epi16(load(a.as_ptr().cast()), load(b.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
+        // SAFETY: as in `splat`.
+        unsafe { store(_mm256_sub_epi8(split(qs), _mm256_set1_epi8(zero))) }
+    }
+
+    #[inline(always)]
+    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32] {
+        // SAFETY: as in `splat`.
         unsafe {
-            let halves = load(x.as_ptr().cast());
-            let low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
-            let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
-            std::mem::transmute([low, high])
+            let fifth = _mm256_and_si256(spread_bits(high), _mm256_set1_epi8(16));
+            let q = _mm256_or_si256(split(qs), fifth);
+            store(_mm256_sub_epi8(q, _mm256_set1_epi8(zero)))
+        }
+    }
+
+    #[inline(always)]
+    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32] {
+        // SAFETY: as in `splat`; the table is 16 bytes.
+        unsafe {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            store(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), split(qs)))
         }
     }
 
     #[inline(always)]
     fn half(x: Half) -> f32 {
-        // SAFETY: this code runs only within kernels compiled for these features.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x.to_bits().into()))) }
+        let bits: __m128i;
+        // SAFETY: as in `splat`. As an intrinsic the move becomes one into the low part of some register, often that
+        // of the sum over blocks, so that each block would wait for the sum of the last one.
+        unsafe {
+            asm!(
+                "vmovd {bits}, {half:e}",
+                bits = out(xmm_reg) bits,
+                half = in(reg) u32::from(x.to_bits()),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            _mm_cvtss_f32(_mm_cvtph_ps(bits))
+        }
     }
 }
 
@@ -100,5 +171,47 @@ pub(super) unsafe fn sum(x: __m256i) -> i32 {
         let x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
         let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01>(x));
         _mm_cvtsi128_si32(x)
+    }
+}
+
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn store(x: __m256i) -> [i8; 32] {
+    // SAFETY: both are 32 bytes without invalid values.
+    unsafe { std::mem::transmute(x) }
+}
+
+/// The low nibbles, then the high ones.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn split(qs: &[u8; 16]) -> __m256i {
+    // SAFETY: the caller's promise; `qs` is 16 bytes.
+    unsafe {
+        let low = _mm_loadu_si128(qs.as_ptr().cast());
+        let both = _mm256_set_m128i(_mm_srli_epi16::<4>(low), low);
+        _mm256_and_si256(both, _mm256_set1_epi8(0xf))
+    }
+}
+
+/// Byte `i` is all ones where bit `i` is set.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn spread_bits(bits: [u8; 4]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let byte_of_bit = _mm256_set_epi64x(
+            0x0303_0303_0303_0303,
+            0x0202_0202_0202_0202,
+            0x0101_0101_0101_0101,
+            0,
+        );
+        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), byte_of_bit);
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit)
     }
 }

@@ -1,4 +1,6 @@
-//! AVX-512: 64 bytes at a time, and VNNI, which sums four products of bytes at once.
+//! AVX-512: 16 floats in one register, and VNNI, which sums four products of bytes at once.
+//!
+//! Blocks are unpacked and scaled in 32 bytes as by [`Avx2`]: their layouts are made of runs of 16 and 32.
 
 use std::arch::x86_64::*;
 
@@ -24,9 +26,43 @@ pub(crate) struct Avx512;
 crate::generic::kernels! { Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" }
 
 impl Simd for Avx512 {
+    type Lanes = __m512;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self::Lanes {
+        // SAFETY: `Avx512`'s methods run only within kernels compiled for its features.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load(x: &[f32; LANES]) -> Self::Lanes {
+        // SAFETY: as in `splat`; the array is 64 bytes.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_f16(x: &[f16; LANES]) -> Self::Lanes {
+        // SAFETY: as in `splat`; the array is 32 bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store(x: Self::Lanes) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        // SAFETY: as in `splat`; the array is 64 bytes.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
+        out
+    }
+
+    #[inline(always)]
+    fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
     #[inline(always)]
     fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
-        // SAFETY: this code runs only within kernels compiled for these features; pointers are to 32 bytes.
+        // SAFETY: as in `splat`; both arrays are 32 bytes.
         unsafe {
             let (q, a) = (avx2::load(q.as_ptr()), avx2::load(a.as_ptr()));
             let (q, a) = (_mm256_abs_epi8(q), _mm256_sign_epi8(a, q));
@@ -40,12 +76,23 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn widen_f16(x: &[f16; LANES]) -> [f32; LANES] {
-        // SAFETY: as above; an array of 16 `f16` is 32 bytes, one of 16 `f32` is one vector.
-        unsafe {
-            let halves = _mm256_loadu_si256(x.as_ptr().cast());
-            std::mem::transmute(_mm512_cvtph_ps(halves))
-        }
+    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
+        Avx2::dot_16(a, b)
+    }
+
+    #[inline(always)]
+    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
+        Avx2::nibbles(qs, zero)
+    }
+
+    #[inline(always)]
+    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32] {
+        Avx2::five_bits(qs, high, zero)
+    }
+
+    #[inline(always)]
+    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32] {
+        Avx2::lookup(qs, table)
     }
 
     #[inline(always)]
