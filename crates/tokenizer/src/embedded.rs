@@ -139,9 +139,9 @@ impl Reader<'_> {
         let (model, adds_bos) = match algorithm {
             Algorithm::Bpe => {
                 let family = self.family()?;
-                (Model::Bpe(self.bpe(family, merges, &kinds)?), family.adds_bos)
+                (Model::Bpe(self.bpe(family, merges, &kinds)?.into()), family.adds_bos)
             }
-            Algorithm::Spm => (Model::Spm(self.spm(&kinds, self.id(keys.unknown)?)?), true),
+            Algorithm::Spm => (Model::Spm(self.spm(&kinds, self.id(keys.unknown)?)?.into()), true),
         };
         let text_of = |id: u32| self.tokens[id as usize].to_owned();
         let template = metadata.str(keys.template)?.map(|source| {

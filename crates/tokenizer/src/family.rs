@@ -44,11 +44,6 @@ static FAMILIES: &[Family] = &[
     Family { names: &["gpt-2"], patterns: &[GPT2], ..PLAIN },
     Family { names: &["starcoder", "refact", "smollm"], patterns: &[r"\p{N}", GPT2], ..PLAIN },
     Family {
-        names: &["falcon"],
-        patterns: &[r"[\p{P}$+<=>^~|`]+", GPT2, "[0-9][0-9][0-9]"],
-        ..PLAIN
-    },
-    Family {
         names: &["deepseek-coder"],
         patterns: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\u{d7ff}]+", r"\p{N}"],
         ..PLAIN

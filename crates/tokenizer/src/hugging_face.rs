@@ -63,7 +63,7 @@ impl Source<'_> {
         let (spelling, strips_space) = self.spelling(decoder.as_ref())?;
         let (bpe, vocabulary) =
             self.model(model, added_tokens, spelling, normalizer, pre_tokenizer)?;
-        let model = Model::Bpe(bpe);
+        let model = Model::Bpe(bpe.into());
         let place = self.place("post_processor");
         let Affixes { mut prefix, mut suffix } =
             Affixes::of(&place, post_processor.as_ref(), vocabulary.len())?;
@@ -80,6 +80,8 @@ impl Source<'_> {
             stops.extend(config_ids(model_config, "eos_token_id", &vocabulary)?);
             bos = bos.or(config_ids(model_config, "bos_token_id", &vocabulary)?.first().copied());
         }
+        // What every text begins with is BOS, also where no file gives it that name.
+        bos = bos.or(prefix.first().copied());
         affix_if(config.bool("add_bos_token"), bos, &mut prefix);
         affix_if(config.bool("add_eos_token"), eos, &mut suffix);
 

@@ -49,8 +49,8 @@ pub struct Tokenizer {
 /// The ways from text to ids.
 #[derive(Debug)]
 enum Model {
-    Bpe(bpe::Bpe),
-    Spm(spm::Spm),
+    Bpe(Box<bpe::Bpe>),
+    Spm(Box<spm::Spm>),
 }
 
 impl Model {

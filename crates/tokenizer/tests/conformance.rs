@@ -1,5 +1,6 @@
 //! Vocabularies and test vectors of llama.cpp (`models/ggml-vocab-NAME.gguf{,.inp,.out}`), which are
 //! not part of this repository: set `APR_VOCAB_VECTORS` to the folder that has them.
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::path::Path;
 
@@ -10,17 +11,8 @@ use apr_tokenizer::{Specials, Tokenizer};
 const SEPARATOR: &str = "\n__ggml_vocab_test__\n";
 
 /// The vocabularies of the pre-tokenizer families that are supported, and `llama-spm`.
-const SUPPORTED: &[&str] = &[
-    "deepseek-coder",
-    "falcon",
-    "gpt-2",
-    "llama-bpe",
-    "llama-spm",
-    "phi-3",
-    "qwen2",
-    "refact",
-    "starcoder",
-];
+const SUPPORTED: &[&str] =
+    &["deepseek-coder", "gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2", "refact", "starcoder"];
 
 fn tokenizer(folder: &Path, name: &str) -> apr_tokenizer::Result<Tokenizer> {
     let path = folder.join(format!("ggml-vocab-{name}.gguf"));
