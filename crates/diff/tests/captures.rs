@@ -5,7 +5,7 @@ mod support;
 
 use std::path::Path;
 
-use apr_capture::{Capture, Recorder, RecorderOptions, Rows};
+use apr_capture::{Capture, Layout, OpenOptions, Recorder, RecorderOptions, Rows};
 use apr_diff::*;
 use apr_model::{Observer, Site, Stage, Step, TapSet, Values, View};
 use support::*;
@@ -283,4 +283,24 @@ fn a_comparison_is_plain_json_with_its_verdict() {
     assert_eq!(json["stages"][0]["site"], "embedding");
     assert_eq!(json["stages"][0]["relative_l2"], 0.0);
     assert_eq!(json["alignment"], "positions");
+}
+
+#[test]
+fn a_tree_without_positions_is_aligned_on_its_last_row_which_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let step = [prefill(&[1, 2, 3, 4, 5, 6, 7])];
+    let whole = capture_of(&dir.path().join("a"), &step, all(), same);
+    let out = dir.path().join("b");
+    let options = RecorderOptions { rows: Rows::Last, layout: Layout::Aprt, ..all() };
+    capture_of(&out, &step, options, same);
+    std::fs::remove_file(out.join("manifest.json")).unwrap();
+    let open = OpenOptions { dims: Some(dims()), ..OpenOptions::default() };
+    let bare = Capture::open_with(&out, &open).unwrap();
+
+    let common = Options { common: true, ..Options::default() };
+    let found = compare(&bare, &whole, &common).unwrap();
+    assert_eq!(found.alignment, Alignment::LastRow);
+    assert_eq!(found.outcome, Outcome::Match { bitwise: true });
+    let norm = stage(&found, Site::layer(1, Stage::FfnNorm));
+    assert_eq!((norm.rows.len(), norm.rows_only_b, norm.rows[0].position), (1, 6, None));
 }
