@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the crate that prints")]
 
 mod args;
-
+mod demo;
 mod diff;
 mod engine;
 mod inspect;
@@ -40,6 +40,8 @@ enum Command {
     Diff(diff::Args),
     /// Show what a model file holds.
     Inspect(inspect::Args),
+    /// Trace the embedded model and compare it with the Hugging Face capture that ships beside it.
+    Demo(demo::Args),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "apr", &mut std::io::stdout());
             Ok(Exit::Success)

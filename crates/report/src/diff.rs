@@ -73,6 +73,25 @@ pub fn captures(c: &Comparison) -> String {
     out + "\n" + &verdict(&c.outcome, c.tolerance, c.stages.len())
 }
 
+/// A comparison of two captures in a few lines: the extremes, the tokens, the verdict.
+pub fn summary(c: &Comparison) -> String {
+    let mut out = String::new();
+    let error = |stage: &&StageComparison| stage.metrics.relative_l2.unwrap_or(0.0);
+    if let Some(worst) = c.stages.iter().max_by(|a, b| error(a).total_cmp(&error(b))) {
+        let _ = writeln!(
+            out,
+            "{} stages compared; the largest relative L2 is {} at {}",
+            c.stages.len(),
+            relative_l2(&worst.metrics),
+            worst.site,
+        );
+    }
+    if let Some(logits) = c.stages.iter().find_map(|stage| stage.logits.as_ref()) {
+        out += &tokens(logits);
+    }
+    out + &verdict(&c.outcome, c.tolerance, c.stages.len())
+}
+
 /// A comparison of two files of values, and the first values of both.
 pub fn aprt(c: &AprtComparison, values: usize) -> String {
     let mut t = table(&["", "value"]);
@@ -117,7 +136,7 @@ fn stage_row(stage: &StageComparison) -> Vec<String> {
         }
         None => row.extend(["-", "-", "-", "-"].map(str::to_owned)),
     }
-    row.extend([optional(m.rms), cosine(m.cosine), optional(m.norm_ratio)]);
+    row.extend([optional(m.rms), cosine(m.cosine), ratio(m.norm_ratio)]);
     row.push(categories(m));
     row.push(
         match (stage.bitwise, stage.within) {
@@ -197,7 +216,7 @@ fn metrics<At>(m: &Metrics<At>, at: impl Fn(&At) -> String) -> Vec<(&'static str
     rows.extend([
         ("RMS diff", optional(m.rms)),
         ("cosine", cosine(m.cosine)),
-        ("|A|/|B|", optional(m.norm_ratio)),
+        ("|A|/|B|", ratio(m.norm_ratio)),
         ("NaN/Inf", categories(m)),
     ]);
     if let Some(pair) = &m.categories.first {
@@ -209,6 +228,10 @@ fn metrics<At>(m: &Metrics<At>, at: impl Fn(&At) -> String) -> Vec<(&'static str
 
 fn optional(x: Option<f64>) -> String {
     x.map_or("-".to_owned(), number)
+}
+
+fn ratio(x: Option<f64>) -> String {
+    x.map_or("-".to_owned(), |x| if x < 100.0 { format!("{x:.4}") } else { number(x) })
 }
 
 /// A cosine near 1 is told by its distance from 1.

@@ -1,0 +1,154 @@
+//! `apr demo`: the two-minute tour, on a small model inside the binary.
+//!
+//! It generates text, traces the same model through every stage and compares all of them with a capture of Hugging
+//! Face's implementation, made from the same stored weights, that is in the binary too.
+
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use apr_capture::{Capture, Dims, Provenance, Recorder, RecorderOptions, manifest};
+use apr_cpu::{Cpu, CpuOptions};
+use apr_diff::{Comparison, Options, Outcome, compare};
+use apr_format::Checkpoint;
+use apr_model::{
+    Backend, GenerateOptions, LogitRows, Model, Phase, Sampler, SamplerOptions, StepInput,
+    Unobserved, generate,
+};
+use apr_reference::{Arithmetic, Reference};
+use apr_tensor::Bytes;
+use apr_tokenizer::{Specials, Tokenizer};
+
+use crate::output::{self, Exit};
+
+const MODEL_NAME: &str = "pycoder-3m-Q4_K_M.gguf (embedded)";
+const MODEL: &[u8] = include_bytes!("../../../fixtures/pycoder-3m/pycoder-3m-Q4_K_M.gguf");
+const GOLDEN_MANIFEST: &[u8] =
+    include_bytes!("../../../fixtures/golden/pycoder-3m-Q4_K_M/capture/manifest.json");
+const GOLDEN_STEP: &[u8] =
+    include_bytes!("../../../fixtures/golden/pycoder-3m-Q4_K_M/capture/step-0000.safetensors");
+
+const PROMPT: &str = "def fibonacci(n):\n";
+const TOKENS: usize = 48;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Keep the model and the captures here, to go on with `apr trace` and `apr diff`.
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> Result<Exit> {
+    let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let place = match &args.output {
+        Some(directory) => {
+            let free = !directory.exists() || fs::read_dir(directory)?.next().is_none();
+            ensure!(free, "{} is not empty; give another directory", directory.display());
+            directory.as_path()
+        }
+        None => scratch.path(),
+    };
+    let golden = place.join("golden");
+    fs::create_dir_all(&golden).with_context(|| format!("cannot write to {}", place.display()))?;
+    fs::write(golden.join("manifest.json"), GOLDEN_MANIFEST)?;
+    fs::write(golden.join("step-0000.safetensors"), GOLDEN_STEP)?;
+    let golden = Capture::open(&golden)?;
+
+    let checkpoint = Checkpoint::from_bytes(MODEL_NAME, Bytes::from_static(MODEL))?;
+    let cpu = Model::load(Cpu::new(CpuOptions::default())?, &checkpoint)?;
+    output::print(
+        "1. The model writes, on the cpu backend, from Q4_K and Q6_K weights as stored:\n\n",
+    )?;
+    write_text(&cpu, &checkpoint)?;
+
+    output::print(
+        "\n2. The same model, traced on the reference backend (f64), against Hugging Face in float32:\n\n",
+    )?;
+    let exact = Model::load(Reference::<f64>::new(Arithmetic::EXACT), &checkpoint)?;
+    let exact = against_golden(&exact, &checkpoint, &place.join("reference"), &golden)?;
+    output::print(&apr_report::diff::captures(&exact))?;
+
+    output::print(
+        "\n3. The cpu backend, which rounds activations to 8 bits as llama.cpp does, against the same:\n\n",
+    )?;
+    let fast = against_golden(&cpu, &checkpoint, &place.join("cpu"), &golden)?;
+    output::print(&apr_report::diff::summary(&fast))?;
+
+    if let Some(directory) = &args.output {
+        fs::write(directory.join("pycoder-3m-Q4_K_M.gguf"), MODEL)?;
+        output::print(&format!(
+            "\nThe model and the captures are in {0}. Try:\n  apr diff {0}/cpu {0}/golden\n  apr trace {0}/pycoder-3m-Q4_K_M.gguf -p 'import os' --payload\n",
+            directory.display()
+        ))?;
+    }
+    Ok(match exact.outcome {
+        Outcome::Match { .. } => Exit::Success,
+        Outcome::Differs { .. } => Exit::Differs,
+        Outcome::Unmeasured { .. } => Exit::Unmeasured,
+    })
+}
+
+fn write_text<B: Backend>(model: &Model<B>, checkpoint: &Checkpoint) -> Result<()> {
+    let tokenizer = Tokenizer::from_checkpoint(checkpoint)?;
+    let prompt = tokenizer.encode(PROMPT, Specials::Literal)?;
+    let mut text = tokenizer.stream();
+    let mut failure = None;
+    output::print(PROMPT)?;
+    generate(
+        model,
+        &mut model.cache(prompt.len() + TOKENS)?,
+        &prompt,
+        &GenerateOptions { max_tokens: TOKENS, ..GenerateOptions::default() },
+        &mut Sampler::new(SamplerOptions::default()),
+        &mut Unobserved,
+        &mut |token| match output::print(&text.push(token.id).unwrap_or_default()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        },
+    )?;
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(output::print("\n")?),
+    }
+}
+
+/// Records every stage of the golden capture's own tokens at `output`, and compares.
+fn against_golden<B: Backend>(
+    model: &Model<B>,
+    checkpoint: &Checkpoint,
+    output: &Path,
+    golden: &Capture,
+) -> Result<Comparison> {
+    let dims = Dims::from(model.config());
+    let info = model.backend().info();
+    let provenance = Provenance {
+        tool: manifest::Tool { name: "apr".into(), version: env!("CARGO_PKG_VERSION").into() },
+        model: manifest::Model {
+            path: MODEL_NAME.to_owned(),
+            format: checkpoint.container().to_string(),
+            architecture: Some(model.config().architecture.name().to_owned()),
+            index_sha256: Some(checkpoint.index_sha256()),
+            file_sha256: None,
+            config: Some(dims.clone()),
+        },
+        prompt: None,
+        backend: Some((&info).into()),
+        plan: Some(model.plan().into()),
+        kv: Some(info.kv.name().to_lowercase()),
+    };
+    let options = RecorderOptions::new(model.all_taps());
+    let mut recorder = Recorder::create(output, provenance, dims, options)?;
+    let tokens: Vec<u32> =
+        golden.steps().iter().flat_map(|step| step.token_ids.iter().flatten().copied()).collect();
+    let input =
+        StepInput { tokens: &tokens, phase: Phase::Prefill, chunk: 0, logits: LogitRows::All };
+    model.step(input, &mut model.cache(tokens.len())?, &mut recorder)?;
+    let capture = Capture::open(recorder.finish()?)?;
+    Ok(compare(&capture, golden, &Options::default())?)
+}
