@@ -19,11 +19,13 @@ impl Arithmetic {
     /// llama.cpp's: the weight's type decides what activations are rounded to, the cache is f16.
     pub const LLAMA_CPP: Self = Self { activations: ActivationType::for_weight, kv: DType::F16 };
 
-    /// Our CPU backend's: llama.cpp's for quantised weights; activations stay f32 for the others.
+    /// Our CPU backend's: 8 bits for quantised weights, with exact sums where llama.cpp's Q8_1 has rounded ones;
+    /// activations stay f32 for float weights.
     pub const CPU: Self = Self {
-        activations: |weight| match weight.is_quantized() {
-            true => ActivationType::for_weight(weight),
-            false => ActivationType::F32,
+        activations: |weight| match ActivationType::for_weight(weight) {
+            ActivationType::F16 | ActivationType::BF16 => ActivationType::F32,
+            ActivationType::Q8_1 => ActivationType::Q8_0,
+            kind => kind,
         },
         kv: DType::F16,
     };
