@@ -58,6 +58,8 @@ fn survive(file: &Path, capture: &Path, options: &OpenOptions) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut refused, name) = (0, capture.file_name().unwrap().to_string_lossy());
     for _ in 0..MUTATIONS {
+        // A fresh file: overwriting one makes some file systems wait for the disk.
+        fs::remove_file(file).unwrap();
         fs::write(file, random.damage(&whole)).unwrap();
         match Capture::open_with(capture, options) {
             Ok(read) => {
