@@ -13,7 +13,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   ci      everything that CI checks: fmt, clippy, tidy, tests, dependencies
   tidy    the house rules that no compiler checks
-  golden  make the fixtures and golden captures anew (needs Python with ./python[hf]; takes an hour)
+  golden  make the fixtures and golden captures anew (needs Python, see fixtures/README.md)
 ";
 
 fn main() -> ExitCode {
@@ -55,7 +55,7 @@ fn ci() -> Result<()> {
 }
 
 fn golden() -> Result<()> {
-    run(Command::new("sh").arg("fixtures/make.sh"))
+    run(Command::new("python3").arg("fixtures/make.py"))
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
