@@ -54,13 +54,10 @@ impl Bpe {
     }
 
     pub(crate) fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
-        self.pieces(text, specials).map_err(|e| match e.downcast::<Error>() {
-            Ok(ours) => *ours,
-            Err(source) => Error::Library { place: Place::new("the text", "encoding"), source },
-        })
+        self.try_encode(text, specials).map_err(Error::while_encoding)
     }
 
-    fn pieces(&self, text: &str, specials: Specials) -> tokenizers::Result<Vec<u32>> {
+    fn try_encode(&self, text: &str, specials: Specials) -> tokenizers::Result<Vec<u32>> {
         let mut pieces = self.added.split(text, specials, self.normalizer.as_ref());
         if let Some(pre_tokenizer) = &self.pre_tokenizer {
             pre_tokenizer.pre_tokenize(&mut pieces)?;

@@ -33,6 +33,7 @@ pub(crate) struct Keys {
     /// Further tokens that end the generation.
     stops: &'static [&'static str],
     unknown: &'static str,
+    padding: &'static str,
     adds_bos: &'static str,
     adds_eos: &'static str,
     adds_space: &'static str,
@@ -52,6 +53,7 @@ pub(crate) const GGUF: Keys = Keys {
     eos: "tokenizer.ggml.eos_token_id",
     stops: &["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"],
     unknown: "tokenizer.ggml.unknown_token_id",
+    padding: "tokenizer.ggml.padding_token_id",
     adds_bos: "tokenizer.ggml.add_bos_token",
     adds_eos: "tokenizer.ggml.add_eos_token",
     adds_space: "tokenizer.ggml.add_space_prefix",
@@ -71,6 +73,7 @@ pub(crate) const APR: Keys = Keys {
     eos: "tokenizer.eos_token_id",
     stops: &["tokenizer.eot_token_id", "tokenizer.eom_token_id"],
     unknown: "tokenizer.unknown_token_id",
+    padding: "tokenizer.padding_token_id",
     adds_bos: "tokenizer.add_bos_token",
     adds_eos: "tokenizer.add_eos_token",
     adds_space: "tokenizer.add_space_prefix",
@@ -119,6 +122,8 @@ impl Reader<'_> {
         };
         let bos = self.id(keys.bos)?;
         let eos = self.id(keys.eos)?;
+        // Only a name in templates, and files exist whose padding is past the last token.
+        let padding = self.id(keys.padding).unwrap_or_default();
         let mut stops: Vec<u32> = eos.into_iter().collect();
         for key in keys.stops {
             stops.extend(self.id(key)?);
@@ -136,33 +141,29 @@ impl Reader<'_> {
         for (token, &kind) in self.tokens.iter().zip(&kinds) {
             vocabulary.push(token, kind, spelling);
         }
+        let unknown = self.id(keys.unknown)?;
         let (model, adds_bos) = match algorithm {
             Algorithm::Bpe => {
                 let family = self.family()?;
                 (Model::Bpe(self.bpe(family, merges, &kinds)?.into()), family.adds_bos)
             }
-            Algorithm::Spm => (Model::Spm(self.spm(&kinds, self.id(keys.unknown)?)?.into()), true),
+            Algorithm::Spm => (Model::Spm(self.spm(&kinds, unknown)?.into()), true),
         };
-        let text_of = |id: u32| self.tokens[id as usize].to_owned();
         let template = metadata.str(keys.template)?.map(|source| {
-            let variables = [("bos_token", bos.map(text_of)), ("eos_token", eos.map(text_of))];
+            let text_of = |id: u32| self.tokens[id as usize].to_owned();
+            let variables = [
+                ("bos_token", bos),
+                ("eos_token", eos),
+                ("unk_token", unknown),
+                ("pad_token", padding),
+            ];
+            let variables = variables.map(|(name, id)| (name, id.map(text_of)));
             ChatTemplate::new(&self.place(keys.template).to_string(), source, variables)
         });
         stop::add_known(&mut stops, &vocabulary, template.as_ref(), |t| model.id_of(t));
-        let affix = |key: &'static str, default: bool, id: Option<u32>, id_key: &'static str| match (
-            metadata.bool(key)?.unwrap_or(default),
-            id,
-        ) {
-            (true, Some(id)) => Ok(vec![id]),
-            (true, None) => Err(Error::Missing {
-                place: self.place(id_key),
-                expected: "an id, because texts begin or end with this token",
-            }),
-            (false, _) => Ok(Vec::new()),
-        };
         Ok(Tokenizer {
-            prefix: affix(keys.adds_bos, adds_bos, bos, keys.bos)?,
-            suffix: affix(keys.adds_eos, false, eos, keys.eos)?,
+            prefix: self.affix(keys.adds_bos, adds_bos, keys.bos, bos)?,
+            suffix: self.affix(keys.adds_eos, false, keys.eos, eos)?,
             strips_space: matches!(&model, Model::Spm(spm) if spm.add_space_prefix()),
             vocabulary,
             model,
@@ -170,6 +171,18 @@ impl Reader<'_> {
             stops,
             template,
         })
+    }
+
+    /// The id at `id_key` if the switch at `key` is on.
+    fn affix(&self, key: &str, default: bool, id_key: &str, id: Option<u32>) -> Result<Vec<u32>> {
+        match (self.metadata.bool(key)?.unwrap_or(default), id) {
+            (false, _) => Ok(Vec::new()),
+            (true, Some(id)) => Ok(vec![id]),
+            (true, None) => Err(Error::Missing {
+                place: self.place(id_key),
+                expected: "an id, because texts begin or end with this token",
+            }),
+        }
     }
 
     fn place(&self, key: &str) -> Place {

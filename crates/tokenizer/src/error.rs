@@ -175,5 +175,15 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Out of the library's error, which may be one of ours on its way through a callback.
+    pub(crate) fn while_encoding(source: tokenizers::Error) -> Self {
+        match source.downcast::<Self>() {
+            Ok(ours) => *ours,
+            Err(source) => Self::Library { place: Place::new("the text", "encoding"), source },
+        }
+    }
+}
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -155,20 +155,14 @@ impl Source<'_> {
                 return Err(Error::Unsupported { place, found, supported });
             }
         }
-        if let Some(token) = &json.unk_token
-            && !json.vocab.0.iter().any(|(known, _)| known == token)
-        {
-            let place = self.place(&format!("model.vocab[{token:?}]"));
-            return Err(Error::Missing { place, expected: "the id of the unknown token" });
-        }
-        let is_unknown = |token: &String| json.unk_token.as_ref() == Some(token);
+        // GPT-2's own file has an empty one, and means none.
+        let unknown = json.unk_token.filter(|token| !token.is_empty());
         let kind_of = |token: &String| match () {
-            () if is_unknown(token) => Kind::Unknown,
+            () if unknown.as_ref() == Some(token) => Kind::Unknown,
             () if json.byte_fallback && byte_token(token).is_some() => Kind::Byte,
             () => Kind::Normal,
         };
         let kind_of_added = |added: &AddedTokenJson| match added.token.special {
-            _ if is_unknown(&added.token.content) => Kind::Unknown,
             true => Kind::Control,
             false => Kind::UserDefined,
         };
@@ -192,6 +186,10 @@ impl Source<'_> {
         for added in &added {
             insert_unique(&mut vocab, &place, added.token.content.as_str().into(), added.id)?;
         }
+        if let Some(token) = unknown.as_ref().filter(|token| !vocab.contains_key(*token)) {
+            let place = self.place(&format!("model.vocab[{token:?}]"));
+            return Err(Error::Missing { place, expected: "the id of the unknown token" });
+        }
         let merges_place = self.place("model.merges");
         let merges = match json.merges {
             MergesJson::Pairs(merges) => merges,
@@ -199,11 +197,8 @@ impl Source<'_> {
                 split_merges(&merges_place, merges.iter().map(String::as_str))?
             }
         };
-        let unknown = Unknown {
-            token: json.unk_token,
-            fuse: json.fuse_unk,
-            byte_fallback: json.byte_fallback,
-        };
+        let unknown =
+            Unknown { token: unknown, fuse: json.fuse_unk, byte_fallback: json.byte_fallback };
         let ignore_merges = json.ignore_merges;
         let rules = Rules { vocab, merges, merges_place, ignore_merges, unknown };
         let added = added.into_iter().map(|a| a.token).collect();
@@ -256,12 +251,15 @@ impl<'a> ById<'a> {
 
 /// One id or a list of ids from the model's own config.
 fn config_ids(config: &Metadata, key: &str, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
-    let ids = match config.get(key).and_then(apr_format::Value::as_array) {
-        Some(ids) => ids.iter().filter_map(apr_format::Value::as_u64).collect(),
-        None => config.u64(key)?.into_iter().collect::<Vec<_>>(),
+    let place = || Place::new(&config.file().display().to_string(), key);
+    let ids: Option<Vec<u64>> = match config.get(key) {
+        None => Some(Vec::new()),
+        Some(apr_format::Value::Array(ids)) => ids.iter().map(apr_format::Value::as_u64).collect(),
+        Some(id) => id.as_u64().map(|id| vec![id]),
     };
-    let file = config.file().display().to_string();
-    ids.into_iter().map(|id| check_id(Place::new(&file, key), id, vocabulary.len())).collect()
+    let expected = "an id or a list of ids";
+    let ids = ids.ok_or_else(|| Error::WrongType { place: place(), expected })?;
+    ids.into_iter().map(|id| check_id(place(), id, vocabulary.len())).collect()
 }
 
 /// The settings `add_bos_token` and `add_eos_token` go before what the post-processor does.

@@ -68,17 +68,14 @@ impl Spm {
 
     pub(crate) fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let mut pieces = self.added.split(text, specials, None::<&NormalizerWrapper>);
-        let tokenized = pieces.tokenize(|piece| {
-            let ids = self.encode_fragment(piece.get())?;
-            Ok(ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect())
-        });
-        let ids = tokenized
+        pieces
+            .tokenize(|piece| {
+                let ids = self.encode_fragment(piece.get())?;
+                Ok(ids.into_iter().map(|id| Token::new(id, String::new(), (0, 0))).collect())
+            })
             .and_then(|()| pieces.into_encoding(None, 0, OffsetType::None))
-            .map(|encoding| encoding.get_ids().to_vec());
-        ids.map_err(|e| match e.downcast::<Error>() {
-            Ok(ours) => *ours,
-            Err(source) => Error::Library { place: Place::new("the text", "encoding"), source },
-        })
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(Error::while_encoding)
     }
 
     pub(crate) fn id_of(&self, token: &str) -> Option<u32> {

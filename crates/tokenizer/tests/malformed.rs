@@ -322,6 +322,9 @@ fn faults_of_a_tokenizer_json_are_named() {
             "model.type is \"Unigram\", which is not supported; supported: BPE",
         ),
     ];
+    let mut unnamed = small_json();
+    unnamed["model"]["unk_token"] = "".into();
+    assert!(parse(&unnamed).is_ok(), "GPT-2's own file names its unknown token so");
     for (path, value, message) in cases {
         let mut json = small_json();
         *json.pointer_mut(path).unwrap() = value.clone();
