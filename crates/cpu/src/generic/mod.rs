@@ -15,6 +15,8 @@ pub(crate) mod lanes;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 pub(crate) mod scalar;
+#[cfg(test)]
+mod tests;
 pub(crate) mod unpack;
 
 use apr_tensor::block::Half;
