@@ -54,6 +54,7 @@ impl Bpe {
     }
 
     pub(crate) fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
+        check_space(text)?;
         self.try_encode(text, specials).map_err(Error::while_encoding)
     }
 
@@ -77,6 +78,20 @@ impl Bpe {
     pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
         self.model.token_to_id(token)
     }
+}
+
+/// The patterns' `\s*[\r\n]+` steps back through a run of white space one by one; the regular
+/// expressions stop after a million steps, and the library takes that for the end of the text.
+fn check_space(text: &str) -> Result<()> {
+    const LIMIT: usize = 500_000;
+    let mut run = 0;
+    for c in text.chars() {
+        run = if c.is_whitespace() { run + 1 } else { 0 };
+        if run > LIMIT {
+            return Err(Error::TooMuchSpace { limit: LIMIT });
+        }
+    }
+    Ok(())
 }
 
 impl Rules {

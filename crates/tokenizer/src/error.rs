@@ -163,6 +163,12 @@ pub enum Error {
         /// The piece of text.
         text: String,
     },
+    /// The word splitter would give up in the middle of the text without saying so.
+    #[error("the text has more than {limit} white-space characters in a row: shorten that run")]
+    TooMuchSpace {
+        /// The longest run that is split as it should be.
+        limit: usize,
+    },
     /// A chat template does not parse, fails, or refuses the messages.
     #[error("{file}{}: {detail}", line.map(|l| format!(" line {l}")).unwrap_or_default())]
     Template {

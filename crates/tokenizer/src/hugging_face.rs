@@ -64,8 +64,10 @@ impl Source<'_> {
         let (bpe, vocabulary) =
             self.model(model, added_tokens, spelling, normalizer, pre_tokenizer)?;
         let model = Model::Bpe(bpe.into());
+        // `add_bos_token` in tokenizer_config.json is for slow tokenizers: transformers does not
+        // obey it where there is a tokenizer.json, which says by itself what goes around a text.
         let place = self.place("post_processor");
-        let Affixes { mut prefix, mut suffix } =
+        let Affixes { prefix, suffix } =
             Affixes::of(&place, post_processor.as_ref(), vocabulary.len())?;
 
         let config = Settings::parse(companions.tokenizer_config.as_ref())?;
@@ -82,8 +84,6 @@ impl Source<'_> {
         }
         // What every text begins with is BOS, also where no file gives it that name.
         bos = bos.or(prefix.first().copied());
-        affix_if(config.bool("add_bos_token"), bos, &mut prefix);
-        affix_if(config.bool("add_eos_token"), eos, &mut suffix);
 
         let template = template_source(companions, &config)?.map(|(file, source)| {
             let names = ["bos_token", "eos_token", "unk_token", "pad_token"];
@@ -260,16 +260,6 @@ fn config_ids(config: &Metadata, key: &str, vocabulary: &Vocabulary) -> Result<V
     let expected = "an id or a list of ids";
     let ids = ids.ok_or_else(|| Error::WrongType { place: place(), expected })?;
     ids.into_iter().map(|id| check_id(place(), id, vocabulary.len())).collect()
-}
-
-/// The settings `add_bos_token` and `add_eos_token` go before what the post-processor does.
-fn affix_if(wanted: Option<bool>, id: Option<u32>, affix: &mut Vec<u32>) {
-    let Some(id) = id else { return };
-    match wanted {
-        Some(true) if !affix.contains(&id) => affix.push(id),
-        Some(false) => affix.retain(|&other| other != id),
-        _ => {}
-    }
 }
 
 /// The chat template and the file that it is in: its own file, else the tokenizer's settings.

@@ -20,6 +20,7 @@ mod template;
 mod vocabulary;
 
 use std::borrow::Cow;
+use std::fmt;
 
 use apr_format::Checkpoint;
 
@@ -31,7 +32,21 @@ pub use template::{ChatTemplate, Message};
 use vocabulary::{Kind, Vocabulary};
 
 /// The tokenizer of one model.
-#[derive(Debug)]
+///
+/// ```no_run
+/// use apr_tokenizer::{Message, Specials, Tokenizer};
+///
+/// let checkpoint = apr_format::Checkpoint::open("model.gguf")?;
+/// let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
+/// let prompt = match tokenizer.chat_template() {
+///     Some(template) => {
+///         let text = template.render(&[Message::new("user", "What is 2+2?")], true)?;
+///         tokenizer.encode_fragment(&text, Specials::Parse)?
+///     }
+///     None => tokenizer.encode("What is 2+2?", Specials::Literal)?,
+/// };
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Tokenizer {
     vocabulary: Vocabulary,
     model: Model,
@@ -46,8 +61,20 @@ pub struct Tokenizer {
     template: Option<ChatTemplate>,
 }
 
+/// The vocabulary itself would fill a screen a hundred times.
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("prefix", &self.prefix)
+            .field("suffix", &self.suffix)
+            .field("bos", &self.bos)
+            .field("stops", &self.stops)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The ways from text to ids.
-#[derive(Debug)]
 enum Model {
     Bpe(Box<bpe::Bpe>),
     Spm(Box<spm::Spm>),
@@ -161,5 +188,17 @@ impl Tokenizer {
     /// The model's chat template.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_can_share_a_tokenizer() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Tokenizer>();
+        shared::<ChatTemplate>();
     }
 }

@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use apr_format::Checkpoint;
-use apr_tokenizer::{Message, Specials, Tokenizer};
+use apr_tokenizer::{Error, Message, Specials, Tokenizer};
 use common::CORPUS;
 use serde_json::Value;
 
@@ -131,4 +131,15 @@ fn control_tokens_of_a_user_can_stay_text() {
             (text.into(), text.into())
         );
     }
+}
+
+#[test]
+fn a_run_of_spaces_is_split_right_up_to_the_limit_and_refused_beyond() {
+    let [(_, tokenizer), _] = both("pycoder-3m");
+    let limit = 500_000;
+    let ids = tokenizer.encode(&(" ".repeat(limit) + "x"), Specials::Parse).unwrap();
+    let joined = tokenizer.encode(" x", Specials::Parse).unwrap();
+    assert!(ids.ends_with(&joined), "the last space belongs to the word");
+    let beyond = tokenizer.encode(&" ".repeat(limit + 1), Specials::Parse);
+    assert!(matches!(beyond, Err(Error::TooMuchSpace { limit: l }) if l == limit));
 }

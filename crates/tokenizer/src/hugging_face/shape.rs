@@ -126,10 +126,6 @@ impl Settings {
         &self.values[key]
     }
 
-    pub(super) fn bool(&self, key: &str) -> Option<bool> {
-        self.values[key].as_bool()
-    }
-
     /// A token, as its text or as an object with its text.
     pub(super) fn token(&self, key: &str) -> Option<&str> {
         let value = &self.values[key];
