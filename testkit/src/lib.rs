@@ -3,13 +3,13 @@
 
 mod collect;
 mod distance;
+mod draft;
 mod fixtures;
-mod gguf;
 pub mod invariants;
 mod isolated;
 
 pub use collect::{Collect, Shown};
 pub use distance::relative_l2;
+pub use draft::Draft;
 pub use fixtures::{Golden, TINY, fixture, golden};
-pub use gguf::f16_gguf;
 pub use isolated::Isolated;

@@ -4,7 +4,7 @@ use apr_cpu::{Cpu, CpuOptions};
 use apr_format::Checkpoint;
 use apr_model::{Backend, LogitRows, Model, Phase, StepInput, Unobserved, top_k};
 use apr_reference::{Arithmetic, Reference};
-use apr_testkit::{f16_gguf, fixture};
+use apr_testkit::{Draft, fixture};
 use serde_json::Value;
 
 /// What llama.cpp said of one file: `fixtures/llama_greedy.py` wrote it.
@@ -30,7 +30,7 @@ fn runs() -> (Vec<u32>, Vec<Run>) {
 fn checkpoint(name: &str) -> Checkpoint {
     let open = |file: &str| Checkpoint::open(fixture("pycoder-3m").join(file)).unwrap();
     match name {
-        "pycoder-3m-F16.gguf" => f16_gguf(&open(""), &open("pycoder-3m-Q8_0.gguf")),
+        "pycoder-3m-F16.gguf" => Draft::f16_gguf(&open(""), &open("pycoder-3m-Q8_0.gguf")).gguf(),
         name => open(name),
     }
 }

@@ -1,0 +1,171 @@
+//! From checkpoints to decoders: the same model in any container is the same model, and a file that contradicts
+//! itself is refused by name.
+
+use apr_format::{Checkpoint, Map, Value};
+use apr_model::{Model, Unobserved, read_config, role_of};
+use apr_reference::{Arithmetic, Reference};
+use apr_tensor::{Bytes, DType, Stored};
+use apr_testkit::{
+    Draft, TINY, fixture,
+    invariants::{logits, tokens},
+};
+
+fn open(file: &str) -> Checkpoint {
+    Checkpoint::open(fixture(file)).unwrap()
+}
+
+fn load(checkpoint: &Checkpoint) -> apr_model::Result<Model<Reference<f64>>> {
+    Model::load(Reference::new(Arithmetic::EXACT), checkpoint)
+}
+
+fn bits(checkpoint: &Checkpoint) -> Vec<u32> {
+    let model = load(checkpoint).unwrap_or_else(|e| panic!("{e}"));
+    logits(&model, &tokens(6), &[6], &mut Unobserved)
+}
+
+/// The `.apr` metadata of a Hugging Face config.
+fn apr_metadata(config: &Map) -> Map {
+    let mut metadata = Map::default();
+    let mut take = |theirs: &str, ours: &str| {
+        if let Some(value) = config.get(theirs) {
+            metadata.insert(ours, value.clone());
+        }
+    };
+    for key in ["hidden_size", "vocab_size", "intermediate_size", "head_dim", "rms_norm_eps"] {
+        take(key, key);
+    }
+    take("max_position_embeddings", "max_position_embeddings");
+    take("model_type", "architecture");
+    take("num_hidden_layers", "num_layers");
+    take("num_attention_heads", "num_heads");
+    take("num_key_value_heads", "num_kv_heads");
+    take("rope_scaling", "rope_scaling");
+    take("rope_parameters", "rope_parameters");
+    let theta = config.get("rope_theta").cloned().or_else(|| {
+        let parameters = config.get("rope_parameters")?.as_object()?;
+        parameters.get("rope_theta").cloned()
+    });
+    metadata.insert("rope_theta", theta.expect("a config has a theta"));
+    metadata
+}
+
+#[test]
+fn an_apr_file_is_the_model_it_was_made_from() {
+    for name in TINY {
+        let original = open(&format!("tiny/{name}"));
+        let mut draft = Draft::of(&original);
+        draft.metadata = apr_metadata(&draft.metadata);
+        draft.metadata.insert("rope_type", 2u64);
+        assert!(bits(&draft.apr()) == bits(&original), "{name}");
+    }
+}
+
+#[test]
+fn rows_stored_as_pairs_are_the_same_model() {
+    let pairs = open("tiny/llama/llama-F16.gguf");
+    let mut draft = Draft::of(&pairs);
+    draft.metadata = apr_metadata(&Draft::of(&open("tiny/llama")).metadata);
+    // GGUF keeps it as f32.
+    let eps = read_config(&pairs).unwrap().rms_norm_eps;
+    draft.metadata.insert("rms_norm_eps", eps);
+    draft.metadata.insert("rope_type", 0u64);
+    assert!(bits(&draft.apr()) == bits(&pairs));
+
+    // Pairs read as halves are another model; not saying which they are is no answer.
+    draft.metadata.insert("rope_type", 2u64);
+    assert!(bits(&draft.apr()) != bits(&pairs));
+    draft.metadata.remove("rope_type");
+    let message = load(&draft.apr()).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(message.contains("rope_type"), "{message}");
+}
+
+#[test]
+fn gguf_and_hugging_face_agree_where_f16_holds_the_weights() {
+    let weights = open("tiny/qwen2");
+    let file = open("tiny/qwen2/qwen2-F16.gguf");
+    assert!(bits(&Draft::f16_gguf(&weights, &file).gguf()) == bits(&file));
+}
+
+/// What loading says of the tiny model `name`'s GGUF file after `alter`.
+fn refusal(name: &str, alter: impl FnOnce(&mut Draft)) -> String {
+    let mut draft = Draft::of(&open(&format!("tiny/{name}/{name}-F16.gguf")));
+    alter(&mut draft);
+    let error = load(&draft.gguf()).err();
+    error
+        .map(|e| e.to_string())
+        .unwrap_or_else(|| panic!("{name} was altered and loaded all the same"))
+}
+
+#[test]
+fn metadata_that_would_change_the_numbers_is_refused_by_key() {
+    let cases: [(&str, Value, &str); 9] = [
+        ("general.architecture", Value::from("gpt9"), "`gpt9` is not supported; supported: qwen2"),
+        ("qwen2.rope.scaling.type", Value::from("yarn"), "supported: none, linear"),
+        ("qwen2.attention.sliding_window", Value::from(128u64), "attention.sliding_window"),
+        ("qwen2.expert_count", Value::from(8u64), "expert_count"),
+        ("qwen2.attention.head_count_kv", Value::from(3u64), "must divide the 4 query heads"),
+        ("qwen2.block_count", Value::from(0u64), "at least 1"),
+        ("qwen2.block_count", Value::from(u64::MAX / 2), "at most"),
+        ("qwen2.embedding_length", Value::from("wide"), "qwen2.embedding_length"),
+        ("qwen2.attention.value_length", Value::from(7u64), "value_length"),
+    ];
+    for (key, value, expected) in cases {
+        let message = refusal("qwen2", |draft| {
+            draft.metadata.insert(key, value);
+        });
+        assert!(message.contains(expected) && message.contains("draft.gguf"), "{key}: {message}");
+    }
+    let message = refusal("qwen2", |draft| {
+        draft.metadata.remove("qwen2.block_count");
+    });
+    assert!(message.contains("`qwen2.block_count`"), "{message}");
+}
+
+#[test]
+fn tensors_that_do_not_fit_the_config_are_refused_by_name() {
+    let message = refusal("qwen2", |draft| {
+        draft.metadata.insert("qwen2.feed_forward_length", 64u64);
+    });
+    assert!(message.contains("blk.0.ffn_gate.weight") && message.contains("64"), "{message}");
+
+    let message = refusal("qwen2", |draft| {
+        draft.tensors.retain(|(name, _)| name != "blk.1.attn_k.bias");
+    });
+    assert!(message.contains("`blk.1.attn_k.bias`") && message.contains("missing"), "{message}");
+
+    let message = refusal("llama", |draft| {
+        let bias = Stored::new(DType::F32, [4].into(), Bytes::from(vec![0; 16])).unwrap();
+        draft.tensors.push(("blk.0.attn_output.bias".to_owned(), bias));
+    });
+    assert!(message.contains("`blk.0.attn_output.bias`"), "{message}");
+
+    let message = refusal("qwen2", |draft| {
+        let norm = draft.tensor("output_norm.weight").clone();
+        draft.tensors.push(("model.norm.weight".to_owned(), norm));
+    });
+    assert!(message.contains("model.norm.weight"), "{message}");
+
+    let message = refusal("qwen2", |draft| {
+        draft.metadata.insert("qwen2.block_count", 1u64);
+    });
+    assert!(message.contains("blk.1.") && message.contains("more"), "{message}");
+
+    let message = refusal("qwen2", |draft| {
+        let rows = draft.tensor("blk.0.attn_q.weight").shape().rows();
+        let bytes = Bytes::from(vec![0; rows * 50]);
+        let stored = Stored::new(DType::IQ1_S, [rows, 256].into(), bytes).unwrap();
+        *draft.tensor("blk.0.attn_q.weight") = stored;
+    });
+    assert!(message.contains("blk.0.attn_q.weight"), "{message}");
+}
+
+#[test]
+fn every_tensor_of_the_fixtures_has_a_role() {
+    for name in TINY {
+        for file in [format!("tiny/{name}"), format!("tiny/{name}/{name}-F16.gguf")] {
+            for (tensor, _) in open(&file).tensors() {
+                assert!(role_of(tensor).is_some(), "{file}: {tensor}");
+            }
+        }
+    }
+}
