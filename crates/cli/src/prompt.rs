@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use apr_format::Checkpoint;
 use apr_tokenizer::{Message, Specials, Tokenizer};
 
-use crate::args::PromptArgs;
+use crate::{args::PromptArgs, output};
 
 /// A prompt as the model will see it.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Prompt {
             let tokenizer = match Tokenizer::from_checkpoint(checkpoint) {
                 Ok(tokenizer) => Some(Arc::new(tokenizer)),
                 Err(error) => {
-                    eprintln!("note: tokens are shown as ids only: {error}");
+                    output::tell(format_args!("note: tokens are shown as ids only: {error}"));
                     None
                 }
             };
@@ -43,17 +43,21 @@ impl Prompt {
                 let mut text = String::new();
                 std::io::stdin()
                     .read_to_string(&mut text)
-                    .context("cannot read the prompt from stdin")?;
+                    .context("the prompt cannot be read from stdin: expected UTF-8 text")?;
                 text
             }
             Some(text) => text.to_owned(),
             None => bail!("no prompt: give -p TEXT or --tokens"),
         };
-        let (mode, text) = match args.chat {
-            false => ("text", typed),
-            true => ("chat", chat(&tokenizer, args.system.as_deref(), &typed)?),
+        let (mode, text, token_ids) = if args.chat {
+            let text = chat(&tokenizer, args.system.as_deref(), &typed)?;
+            // A template writes its own begin-of-text.
+            let token_ids = tokenizer.encode_fragment(&text, Specials::Parse)?;
+            ("chat", text, token_ids)
+        } else {
+            let token_ids = tokenizer.encode(&typed, Specials::Parse)?;
+            ("text", typed, token_ids)
         };
-        let token_ids = tokenizer.encode(&text, Specials::Parse)?;
         if token_ids.is_empty() {
             bail!("the prompt is empty: it has no tokens to start from");
         }
