@@ -18,6 +18,11 @@ fn bits_do_not_depend_on_chunking() {
 }
 
 #[test]
+fn logits_do_not_depend_on_the_rows_asked_for() {
+    invariants::logits_do_not_depend_on_the_rows_asked_for(best(2));
+}
+
+#[test]
 fn every_stage_is_shown_in_order() {
     invariants::every_stage_is_shown_in_order(best(1));
 }

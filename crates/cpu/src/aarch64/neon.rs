@@ -76,6 +76,21 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4] {
+        Scalar::dot_32x4(q, a)
+    }
+
+    #[inline(always)]
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4] {
+        Scalar::dot_256x4(q, a, scales)
+    }
+
+    #[inline(always)]
+    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4] {
+        Scalar::dot_16x4(a, b)
+    }
+
+    #[inline(always)]
     fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
         Scalar::nibbles(qs, zero)
     }

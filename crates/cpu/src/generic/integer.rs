@@ -44,10 +44,15 @@ fn each_block<F: Factor<B, A>, B, A>(blocks: &[B], x: &[A], out: &mut [f32]) {
         return;
     }
     out.fill(0.0);
+    let (fours, rest) = out.as_chunks_mut::<4>();
     for (b, block) in blocks.iter().enumerate() {
         let factor = F::unpack(block);
-        for (t, acc) in out.iter_mut().enumerate() {
-            *acc = factor.add_product(*acc, &x[t * blocks.len() + b]);
+        let row = |t: usize| &x[t * blocks.len() + b];
+        for (t, acc) in fours.iter_mut().enumerate() {
+            factor.add_products(acc, [row(4 * t), row(4 * t + 1), row(4 * t + 2), row(4 * t + 3)]);
+        }
+        for (t, acc) in rest.iter_mut().enumerate() {
+            *acc = factor.add_product(*acc, row(4 * fours.len() + t));
         }
     }
 }
@@ -56,7 +61,10 @@ fn each_block<F: Factor<B, A>, B, A>(blocks: &[B], x: &[A], out: &mut [f32]) {
 /// closures are not compiled for the kernel's instruction set unless they happen to be inlined.)
 trait Factor<B, A> {
     fn unpack(block: &B) -> Self;
+    /// The sum that follows `acc`.
     fn add_product(&self, acc: f32, x: &A) -> f32;
+    /// The same for four sums at once.
+    fn add_products(&self, acc: &mut [f32; 4], x: [&A; 4]);
 }
 
 struct Factor32<S> {
@@ -79,6 +87,15 @@ impl<S: Simd, B: Blocks32> Factor<B, Q8> for Factor32<S> {
         match self.min {
             Some(min) => (min * x.d).mul_add(x.sum as f32, acc),
             None => acc,
+        }
+    }
+
+    #[inline(always)]
+    fn add_products(&self, acc: &mut [f32; 4], x: [&Q8; 4]) {
+        let d = [x[0].d, x[1].d, x[2].d, x[3].d];
+        add_scaled(acc, self.d, d, S::dot_32x4(&self.q, [&x[0].qs, &x[1].qs, &x[2].qs, &x[3].qs]));
+        if let Some(min) = self.min {
+            add_scaled(acc, min, d, [x[0].sum, x[1].sum, x[2].sum, x[3].sum]);
         }
     }
 }
@@ -105,5 +122,24 @@ impl<S: Simd, B: Blocks256> Factor<B, Q8K> for Factor256<S> {
             Some(dmin) => (-dmin * x.d).mul_add(S::dot_16(mins, &x.sums) as f32, acc),
             None => acc,
         }
+    }
+
+    #[inline(always)]
+    fn add_products(&self, acc: &mut [f32; 4], x: [&Q8K; 4]) {
+        let Quants256 { q, scales, mins } = &self.quants;
+        let (d, qs) = ([x[0].d, x[1].d, x[2].d, x[3].d], [&x[0].qs, &x[1].qs, &x[2].qs, &x[3].qs]);
+        add_scaled(acc, self.d, d, S::dot_256x4(q, qs, scales));
+        if let Some(dmin) = self.dmin {
+            let sums = [&x[0].sums, &x[1].sums, &x[2].sums, &x[3].sums];
+            add_scaled(acc, -dmin, d, S::dot_16x4(mins, sums));
+        }
+    }
+}
+
+/// `acc[i] = fma(w * x[i], sums[i], acc[i])`.
+#[inline(always)]
+fn add_scaled(acc: &mut [f32; 4], w: f32, x: [f32; 4], sums: [i32; 4]) {
+    for i in 0..4 {
+        acc[i] = (w * x[i]).mul_add(sums[i] as f32, acc[i]);
     }
 }

@@ -44,6 +44,13 @@ pub(crate) trait Simd {
     /// `sum(a[i] * b[i])`.
     fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32;
 
+    /// Four times [`dot_32`](Self::dot_32) with the same `q`.
+    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4];
+    /// Four times [`dot_256`](Self::dot_256) with the same `q` and `scales`.
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4];
+    /// Four times [`dot_16`](Self::dot_16) with the same `a`.
+    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4];
+
     /// The low nibbles of `qs`, then the high ones, minus `zero`.
     fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32];
     /// The same with bit `i` of `high` as the fifth bit of number `i`.

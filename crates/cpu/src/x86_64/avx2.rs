@@ -90,6 +90,46 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4] {
+        // SAFETY: as in `splat`; all arrays are 32 bytes.
+        unsafe {
+            let (q, mut sums) = (load(q.as_ptr()), [_mm256_setzero_si256(); 4]);
+            for (sum, a) in sums.iter_mut().zip(a) {
+                *sum = _mm256_madd_epi16(products(q, load(a.as_ptr())), _mm256_set1_epi16(1));
+            }
+            sum4(sums)
+        }
+    }
+
+    #[inline(always)]
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4] {
+        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds.
+        unsafe {
+            let mut sums = [_mm256_setzero_si256(); 4];
+            for i in 0..8 {
+                let (q, scale) = (load(q.as_ptr().add(32 * i)), scale_pair(scales, i));
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    let pairs = products(q, load(a.as_ptr().add(32 * i)));
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, scale));
+                }
+            }
+            sum4(sums)
+        }
+    }
+
+    #[inline(always)]
+    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4] {
+        // SAFETY: as in `splat`; all arrays are 32 bytes.
+        unsafe {
+            let (a, mut sums) = (load(a.as_ptr().cast()), [_mm256_setzero_si256(); 4]);
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = _mm256_madd_epi16(a, load(b.as_ptr().cast()));
+            }
+            sum4(sums)
+        }
+    }
+
+    #[inline(always)]
     fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
         // SAFETY: as in `splat`.
         unsafe { store(_mm256_sub_epi8(split(qs), _mm256_set1_epi8(zero))) }
@@ -171,6 +211,20 @@ pub(super) unsafe fn sum(x: __m256i) -> i32 {
         let x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
         let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01>(x));
         _mm_cvtsi128_si32(x)
+    }
+}
+
+/// The sums of four times eight integers.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+pub(super) unsafe fn sum4([a, b, c, d]: [__m256i; 4]) -> [i32; 4] {
+    // SAFETY: the caller's promise; both types are 16 bytes without invalid values.
+    unsafe {
+        let halves = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+        let high = _mm256_extracti128_si256::<1>(halves);
+        std::mem::transmute(_mm_add_epi32(_mm256_castsi256_si128(halves), high))
     }
 }
 

@@ -81,6 +81,29 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4] {
+        // SAFETY: as in `splat`; all arrays are 32 bytes.
+        unsafe {
+            let q = avx2::load(q.as_ptr());
+            let (size, mut sums) = (_mm256_abs_epi8(q), [_mm256_setzero_si256(); 4]);
+            for (sum, a) in sums.iter_mut().zip(a) {
+                *sum = _mm256_dpbusd_epi32(*sum, size, _mm256_sign_epi8(avx2::load(a.as_ptr()), q));
+            }
+            avx2::sum4(sums)
+        }
+    }
+
+    #[inline(always)]
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4] {
+        Avx2::dot_256x4(q, a, scales)
+    }
+
+    #[inline(always)]
+    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4] {
+        Avx2::dot_16x4(a, b)
+    }
+
+    #[inline(always)]
     fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
         Avx2::nibbles(qs, zero)
     }
