@@ -132,6 +132,23 @@ fn same_bits(a: &HostTensor, b: &HostTensor) -> bool {
     a.shape == b.shape && a.values.iter().zip(&b.values).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
+/// A row's logits do not depend on which other rows get theirs; asking for none gives none.
+///
+/// # Panics
+/// If that is not so.
+pub fn logits_do_not_depend_on_the_rows_asked_for<B: Backend>(backend: impl Fn() -> B) {
+    let model = load(backend(), "tiny/qwen3");
+    let tokens = tokens(7);
+    let of = |logits| {
+        let input = StepInput { tokens: &tokens, phase: Phase::Prefill, chunk: 0, logits };
+        let mut seen = Collect::new(model.all_taps());
+        model.step(input, &mut model.cache(7).unwrap(), &mut seen).unwrap()
+    };
+    let (none, last, all) = (of(LogitRows::None), of(LogitRows::Last), of(LogitRows::All));
+    assert!(none.last().is_none() && all.rows().count() == 7, "rows as asked for");
+    assert!(last.last().is_some() && last.last() == all.last(), "the last row's logits");
+}
+
 /// A model shows every stage of its architecture, each once, in the order of computation.
 ///
 /// # Panics

@@ -24,6 +24,11 @@ fn bits_do_not_depend_on_chunking() {
 }
 
 #[test]
+fn logits_do_not_depend_on_the_rows_asked_for() {
+    invariants::logits_do_not_depend_on_the_rows_asked_for(exact);
+}
+
+#[test]
 fn every_stage_is_shown_in_order() {
     invariants::every_stage_is_shown_in_order(exact);
 }
