@@ -161,6 +161,12 @@ impl Capture {
         sites.into_iter().collect()
     }
 
+    /// Whether the position of every row is known.
+    pub fn knows_positions(&self) -> bool {
+        let mut tensors = self.steps.iter().flat_map(|step| step.tensors.values());
+        tensors.all(|tensor| tensor.positions.is_some())
+    }
+
     /// Values that were left out, because their names say no known site; each with the reason.
     pub fn unknown(&self) -> &[String] {
         &self.unknown

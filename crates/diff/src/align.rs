@@ -23,18 +23,11 @@ pub enum Alignment {
 
 impl Alignment {
     pub(crate) fn of(a: &Capture, b: &Capture) -> Self {
-        match knows_positions(a) && knows_positions(b) {
+        match a.knows_positions() && b.knows_positions() {
             true => Self::Positions,
             false => Self::LastRow,
         }
     }
-}
-
-fn knows_positions(capture: &Capture) -> bool {
-    (0..capture.steps().len()).all(|step| {
-        let mut infos = capture.sites().into_iter().filter_map(|site| capture.info(step, site));
-        infos.all(|info| info.positions().is_some())
-    })
 }
 
 /// The first position of a sequence at which the tokens differ.

@@ -1,8 +1,8 @@
 //! The result of a comparison: plain data, complete enough to be judged by somebody who was not there.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
-use apr_capture::Capture;
+use apr_capture::{Capture, manifest};
 use apr_model::Site;
 use serde::{Serialize, Serializer};
 
@@ -55,10 +55,35 @@ pub struct Comparison {
 #[allow(missing_docs, reason = "the fields of the manifest")]
 pub struct Origin {
     pub path: String,
+    pub complete: bool,
     pub tool: Option<String>,
     pub model: Option<String>,
     pub backend: Option<String>,
     pub plan_fingerprint: Option<String>,
+    /// What the side rounds on the way; `None` if it does not say.
+    pub arithmetic: Option<Arithmetic>,
+}
+
+/// What an engine rounds to less than F32 on the way, as its plan declares. Two that differ here differ in their values,
+/// without anything being wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Arithmetic {
+    /// What activations are rounded to before they meet weights; empty if they are not.
+    pub activations: Vec<String>,
+    /// What keys and values are rounded to in the cache, if they are.
+    pub kv: Option<String>,
+}
+
+impl Arithmetic {
+    fn of(plan: &manifest::Plan, kv: Option<&str>) -> Self {
+        let rounds = |dtype: &str| !matches!(dtype, "F32" | "F64" | "f32" | "f64" | "");
+        let activations = plan.ops.iter().flat_map(|op| &op.activations);
+        let activations: BTreeSet<_> = activations.filter(|dtype| rounds(dtype)).cloned().collect();
+        Self {
+            activations: activations.into_iter().collect(),
+            kv: kv.filter(|dtype| rounds(dtype)).map(str::to_owned),
+        }
+    }
 }
 
 impl Origin {
@@ -66,12 +91,15 @@ impl Origin {
         let provenance = capture.provenance();
         Self {
             path: capture.path().display().to_string(),
+            complete: capture.is_complete(),
             tool: provenance.map(|p| format!("{} {}", p.tool.name, p.tool.version)),
             model: provenance.map(|p| p.model.path.clone()),
             backend: provenance.and_then(|p| p.backend.as_ref()).map(|b| b.name.clone()),
             plan_fingerprint: provenance
                 .and_then(|p| p.plan.as_ref())
                 .and_then(|plan| plan.fingerprint.clone()),
+            arithmetic: provenance
+                .and_then(|p| Some(Arithmetic::of(p.plan.as_ref()?, p.kv.as_deref()))),
         }
     }
 }
