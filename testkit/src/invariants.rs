@@ -16,6 +16,13 @@ pub fn tiny_files() -> Vec<String> {
     TINY.iter().flat_map(|t| [format!("tiny/{t}"), format!("tiny/{t}/{t}-F16.gguf")]).collect()
 }
 
+/// The same, and a model whose weights are quantised.
+fn files() -> Vec<String> {
+    let mut files = tiny_files();
+    files.push("pycoder-3m/pycoder-3m-Q4_K_M.gguf".to_owned());
+    files
+}
+
 /// Loads the fixture `file`.
 ///
 /// # Panics
@@ -69,7 +76,7 @@ pub fn tokens(n: usize) -> Vec<u32> {
 /// # Panics
 /// If they do not.
 pub fn observed_equals_unobserved<B: Backend>(backend: impl Fn() -> B) {
-    for file in tiny_files() {
+    for file in files() {
         let model = load(backend(), &file);
         let tokens = tokens(9);
         let off = logits(&model, &tokens, &[9], &mut Unobserved);
@@ -93,7 +100,7 @@ pub fn observed_equals_unobserved<B: Backend>(backend: impl Fn() -> B) {
 /// If it does not.
 pub fn bits_do_not_depend_on_chunking<B: Backend>(backend: impl Fn() -> B) {
     const N: usize = 64;
-    for file in tiny_files() {
+    for file in files() {
         let model = load(backend(), &file);
         let tokens = tokens(N);
         let mut whole = Collect::new(model.all_taps());
