@@ -2,15 +2,15 @@
 
 use super::{
     LANES, Simd,
-    lanes::{Element, dot, padded},
+    lanes::{Element, dots, padded},
 };
 
-/// The scaled scores of `query` and the first `out.len()` keys: [`dot`], times `scale`.
+/// The scaled scores of `query` and the first `out.len()` keys: a [`dot`](super::lanes::dot), times `scale`.
 #[inline(always)]
 pub(crate) fn scores<S: Simd, E: Element>(query: &[f32], keys: &[E], scale: f32, out: &mut [f32]) {
-    for (out, key) in out.iter_mut().zip(keys.chunks_exact(query.len())) {
-        let [score] = dot::<S, E, 1>(query, [key]);
-        *out = score * scale;
+    dots::<S, E>(query, keys, out);
+    for out in out {
+        *out *= scale;
     }
 }
 

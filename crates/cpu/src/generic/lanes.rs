@@ -83,17 +83,16 @@ pub(crate) fn dot<S: Simd, E: Element, const T: usize>(x: &[f32], rows: [&[E]; T
     acc.map(|lanes| sum(S::store(lanes)))
 }
 
-/// One row of weights against each row of `x`: a [`dot`] each.
+/// `x` against one row after the other: a [`dot`] each, four at a time.
 #[inline(always)]
-pub(crate) fn dots<S: Simd>(w: &[f32], x: &[f32], out: &mut [f32]) {
-    const T: usize = 4;
-    let row = |t: usize| &x[t * w.len()..][..w.len()];
-    let (groups, rest) = out.as_chunks_mut::<T>();
-    for (g, out) in groups.iter_mut().enumerate() {
-        *out = dot::<S, f32, T>(w, std::array::from_fn(|t| row(g * T + t)));
+pub(crate) fn dots<S: Simd, E: Element>(x: &[f32], rows: &[E], out: &mut [f32]) {
+    let row = |t: usize| &rows[t * x.len()..][..x.len()];
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    for (t, out) in fours.iter_mut().enumerate() {
+        *out = dot::<S, E, 4>(x, [row(4 * t), row(4 * t + 1), row(4 * t + 2), row(4 * t + 3)]);
     }
     for (t, out) in rest.iter_mut().enumerate() {
-        [*out] = dot::<S, f32, 1>(w, [row(groups.len() * T + t)]);
+        [*out] = dot::<S, E, 1>(x, [row(4 * fours.len() + t)]);
     }
 }
 

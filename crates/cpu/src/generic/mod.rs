@@ -114,7 +114,7 @@ macro_rules! kernels {
                 Q5_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q5_K> },
                 Q6_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q6_K> },
                 IQ4_XS: kernels! { @superblocks $f integer::superblocks::<$simd, IQ4_XS> },
-                dots: kernels! { @fn $f lanes::dots::<$simd>, (w: &[f32], x: &[f32], out: &mut [f32]) },
+                dots: kernels! { @fn $f lanes::dots::<$simd, f32>, (w: &[f32], x: &[f32], out: &mut [f32]) },
                 widen_f16: kernels! { @fn $f lanes::widen_f16::<$simd>, (bytes: &[u8], out: &mut [f32]) },
                 quantize_q8_0: kernels! { @fn $f quantize::q8_0, (x: &[f32], out: &mut [Q8]) },
                 quantize_q8_k: kernels! { @fn $f quantize::q8_k, (x: &[f32], out: &mut [Q8K]) },
