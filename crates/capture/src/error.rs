@@ -7,6 +7,8 @@ use std::{
 
 use apr_model::Site;
 
+use crate::Rows;
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -63,6 +65,16 @@ pub enum Error {
     NoSteps {
         /// The capture.
         path: PathBuf,
+    },
+    /// Of some values, no row that was asked for occurred.
+    #[error("no step had rows `{rows}` of {missing}; the other values are in {} (--allow-partial reads them)", path.display())]
+    NoRows {
+        /// The unfinished capture.
+        path: PathBuf,
+        /// The rows asked for.
+        rows: Rows,
+        /// The sites, separated by commas.
+        missing: String,
     },
     /// The step ended and values that were asked for never came.
     #[error("step {step}: the model did not show {missing}")]

@@ -1,6 +1,7 @@
 //! The observer that writes a capture.
 
 use std::{
+    collections::HashSet,
     fmt,
     fs::{self, File, OpenOptions},
     io::Write,
@@ -140,8 +141,12 @@ impl Recorder {
     }
 
     /// Completes the capture, gives it its final name, and returns that.
+    ///
+    /// A site of which no step had a row that was asked for is an error; what was recorded of the others stays under the
+    /// temporary name.
     pub fn finish(mut self) -> Result<PathBuf> {
         self.step = None;
+        self.check_every_site_has_rows()?;
         let output = self.output.take().expect("only `finish` and `drop` take the output");
         if self.manifest.steps.is_empty() {
             let partial = output.path();
@@ -157,6 +162,25 @@ impl Recorder {
         let journal = output.path().join(JOURNAL);
         fs::remove_file(&journal).map_err(Error::write(&journal))?;
         output.publish()
+    }
+
+    fn check_every_site_has_rows(&self) -> Result<()> {
+        let steps = &self.manifest.steps;
+        let recorded: HashSet<&str> = steps
+            .iter()
+            .flat_map(|step| &step.tensors)
+            .map(|tensor| tensor.name.as_str())
+            .collect();
+        let names = self.options.sites.iter().map(|site| site.to_string());
+        let missing: Vec<_> = names.filter(|name| !recorded.contains(name.as_str())).collect();
+        match &self.output {
+            Some(output) if !steps.is_empty() && !missing.is_empty() => Err(Error::NoRows {
+                path: output.path().to_owned(),
+                rows: self.options.rows.clone(),
+                missing: missing.join(", "),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// What the coming step will show of the wanted sites, where any row of it is wanted.

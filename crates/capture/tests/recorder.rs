@@ -135,6 +135,27 @@ fn a_value_that_never_came_is_an_error_and_not_a_hole() {
 }
 
 #[test]
+fn rows_that_no_step_has_are_an_error_and_not_an_empty_success() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("c");
+    let error = record(&out, |options| options.rows = Rows::Range(90..95)).unwrap_err();
+    assert!(error.to_string().contains("90..95"), "{error}");
+    assert!(!out.exists());
+
+    // Logits exist for positions 2 and 3 only.
+    let error = record(&dir.path().join("d"), |options| options.rows = Rows::Range(0..2));
+    match error.unwrap_err() {
+        Error::NoRows { missing, path, .. } => {
+            assert_eq!(missing, "lm_head");
+            let partial = OpenOptions { allow_partial: true, ..OpenOptions::default() };
+            let rest = Capture::open_with(path, &partial).unwrap();
+            assert_eq!(rest.tensor(0, Site::layer(0, Stage::AttnNorm)).unwrap().rows(), 2);
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
 fn a_value_of_another_shape_or_shown_twice_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let site = Site::whole(Stage::Embedding);
