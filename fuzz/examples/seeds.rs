@@ -3,13 +3,20 @@
 use std::{fs, path::Path};
 
 use apr_format::{Error, Map, apr, gguf, safetensors, write::Body};
+use apr_fuzz::capture::Form;
 use apr_tensor::DType;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    for (target, file) in
-        [("gguf", a_gguf()?), ("safetensors", a_safetensors()?), ("apr", an_apr()?)]
-    {
+    for (target, file) in [
+        ("gguf", a_gguf()?),
+        ("safetensors", a_safetensors()?),
+        ("apr", an_apr()?),
+        ("aprt", of_capture(Form::Aprt, an_aprt())),
+        ("npy", of_capture(Form::Npy, an_npy())),
+        ("npz", of_capture(Form::Npz, an_npz(&an_npy()))),
+        ("capture_manifest", of_capture(Form::Manifest, MANIFEST.as_bytes().to_vec())),
+    ] {
         let directory = directory.join(target);
         fs::create_dir_all(&directory)?;
         fs::write(directory.join("seed"), file)?;
@@ -53,4 +60,52 @@ fn fill(mut body: Body<Vec<u8>>) -> Result<Vec<u8>, Error> {
         body.tensor(&name, &vec![0; len as usize])?;
     }
     body.finish()
+}
+
+/// A seed that is no capture would teach the fuzzer nothing.
+fn of_capture(form: Form, file: Vec<u8>) -> Vec<u8> {
+    assert!(apr_fuzz::capture::open(form, &file), "the seed for {form:?} is refused");
+    file
+}
+
+/// The manifest of `apr_fuzz::capture::STEP`.
+const MANIFEST: &str = r#"{"schema": "apr-capture/1", "tool": {"name": "apr", "version": "0"},
+"model": {"path": "m", "format": "gguf"}, "steps": [{"file": "step-0000.safetensors", "phase": "prefill",
+"token_ids": [1, 2], "positions": [0, 1], "tensors": [{"name": "embedding", "stage": "embedding", "layer": null,
+"shape": [2, 8], "axes": ["row", "channel"], "dtype": "F32", "positions": [0, 1]}]}], "complete": true}"#;
+
+/// Two rows of `attn_norm` of layer 0.
+fn an_aprt() -> Vec<u8> {
+    let mut file = b"APRT".to_vec();
+    file.extend([0, 0, 0, 0, 16, 0, 0, 0]);
+    file.resize(file.len() + 64, b'.');
+    file
+}
+
+/// Two rows of the embedding.
+fn an_npy() -> Vec<u8> {
+    let dict = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 8), }\n";
+    let mut file = b"\x93NUMPY\x01\0".to_vec();
+    file.extend((dict.len() as u16).to_le_bytes());
+    file.extend(dict);
+    file.resize(file.len() + 64, b'.');
+    file
+}
+
+/// An archive that stores `npy` as the embedding.
+fn an_npz(npy: &[u8]) -> Vec<u8> {
+    const NAME: &[u8] = b"embedding.npy";
+    let size = (npy.len() as u32).to_le_bytes();
+    let mut common = vec![20, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    common.extend(crc32fast::hash(npy).to_le_bytes());
+    common.extend([size, size].concat());
+    common.extend((NAME.len() as u16).to_le_bytes());
+    common.extend([0, 0]);
+    let local = [b"PK\x03\x04", &common[..], NAME, npy].concat();
+    let central = [b"PK\x01\x02\x14\0", &common[..], &[0; 14], NAME].concat();
+    let mut end = b"PK\x05\x06\0\0\0\0\x01\0\x01\0".to_vec();
+    end.extend((central.len() as u32).to_le_bytes());
+    end.extend((local.len() as u32).to_le_bytes());
+    end.extend([0, 0]);
+    [local, central, end].concat()
 }

@@ -1,5 +1,7 @@
 //! What the fuzz targets assert.
 
+pub mod capture;
+
 use apr_format::Checkpoint;
 use apr_tensor::Bytes;
 
