@@ -204,28 +204,29 @@ fn write_elements(
     dtype: DType,
 ) -> io::Result<u64> {
     const CHUNK: usize = 8192;
-    let mut buffer = Vec::with_capacity(CHUNK * 8);
+    let mut buffer = [0; CHUNK * size_of::<f64>()];
     let mut bytes = 0;
     for range in planned.ranges() {
         for start in range.clone().step_by(CHUNK) {
             let chunk = start..range.end.min(start + CHUNK);
-            buffer.clear();
+            let len = chunk.len() * dtype.block_bytes();
+            let encoded = &mut buffer[..len];
             match (values, dtype) {
                 (Values::F32(v), DType::F64) => {
-                    buffer.extend(v[chunk].iter().flat_map(|&x| f64::from(x).to_le_bytes()));
+                    encode(&v[chunk], encoded, |x| f64::from(x).to_le_bytes());
                 }
-                (Values::F32(v), _) => buffer.extend(v[chunk].iter().flat_map(|x| x.to_le_bytes())),
-                (Values::F64(v), DType::F64) => {
-                    buffer.extend(v[chunk].iter().flat_map(|x| x.to_le_bytes()));
-                }
-                (Values::F64(v), _) => {
-                    buffer.extend(v[chunk].iter().flat_map(|&x| (x as f32).to_le_bytes()));
-                }
+                (Values::F32(v), _) => encode(&v[chunk], encoded, f32::to_le_bytes),
+                (Values::F64(v), DType::F64) => encode(&v[chunk], encoded, f64::to_le_bytes),
+                (Values::F64(v), _) => encode(&v[chunk], encoded, |x| (x as f32).to_le_bytes()),
             }
-            hasher.update(&buffer);
-            out.write_all(&buffer)?;
-            bytes += buffer.len() as u64;
+            hasher.update(encoded);
+            out.write_all(encoded)?;
+            bytes += len as u64;
         }
     }
     Ok(bytes)
+}
+
+fn encode<T: Copy, const N: usize>(values: &[T], out: &mut [u8], bytes: impl Fn(T) -> [u8; N]) {
+    out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(out, &value)| *out = bytes(value));
 }
