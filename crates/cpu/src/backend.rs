@@ -111,19 +111,13 @@ impl Backend for Cpu {
     }
 
     fn swiglu(&self, gate: &Tensor, up: &Tensor, silu: Inner<Tensor>) -> Result<Gated<Tensor>> {
-        assert_eq!(gate.shape(), up.shape(), "gate and up have one shape");
         let computed = self.map(gate, 1, |_, gate, out| (self.kernels.silu)(gate, out));
-        let used = silu.replace.as_ref().unwrap_or(&computed);
-        assert_eq!(used.shape(), up.shape(), "a replacement has the shape of what it replaces");
-        let products = used.values().iter().zip(up.values()).map(|(s, u)| s * u);
-        let out = Tensor::new(gate.shape(), products.collect());
+        let out = self.zip(silu.replace.as_ref().unwrap_or(&computed), up, |silu, up| silu * up);
         Ok(Gated { silu: silu.spill.then_some(computed), out })
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        assert_eq!(x.shape(), y.shape(), "summands have one shape");
-        let sums = x.values().iter().zip(y.values()).map(|(x, y)| x + y);
-        Ok(Tensor::new(x.shape(), sums.collect()))
+        Ok(self.zip(x, y, |x, y| x + y))
     }
 
     fn rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
@@ -198,6 +192,16 @@ impl Cpu {
             f(elements.start / granule, &x.values()[elements], strip.row(0));
         });
         Tensor::new(x.shape(), out)
+    }
+
+    /// `f` of each two elements of `x` and `y`.
+    fn zip(&self, x: &Tensor, y: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Tensor {
+        assert_eq!(x.shape(), y.shape(), "operands have one shape");
+        self.map(x, 1, |first, x, out| {
+            for ((out, &x), &y) in out.iter_mut().zip(x).zip(&y.values()[first..]) {
+                *out = f(x, y);
+            }
+        })
     }
 }
 

@@ -4,12 +4,12 @@
 //! depends on its inputs only: never on threads, on how many rows are computed together, on the instruction set or
 //! on who looks. To that end every sum has one order, which is part of its kernel's contract:
 //!
-//! - quantised weights: integers within a block, one chain of fused multiply-adds over blocks ([`generic::integer`]);
-//! - float weights, scores, norms: 16 lanes, then a tree ([`generic::lanes`]);
-//! - exponentials: our own polynomial ([`generic::exp`]).
+//! - quantised weights: integers within a block, one chain of fused multiply-adds over blocks (`generic::integer`);
+//! - float weights, scores, norms: 16 lanes, then a tree (`generic::lanes`);
+//! - exponentials: our own polynomial (`generic::exp`).
 //!
 //! Read `generic/` for the algorithms; `x86_64/` and `aarch64/` hold what compilers do badly. [`Isa`] picks a table of
-//! kernels once. The crate refuses to approximate silently: types that it does not multiply are an error on load.
+//! kernels once; on x86-64 every stored type has vector code. The crate refuses to approximate silently: types that it does not multiply are an error on load.
 //!
 //! Activations are multiplied with quantised weights after rounding to 8 bits, as llama.cpp does
 //! ([`apr_tensor::activation`]; minima are multiplied with exact sums, so there is no Q8_1), and with float weights as

@@ -47,7 +47,7 @@ pub struct Weight {
 #[derive(Debug)]
 pub(crate) struct Part {
     stored: Stored,
-    /// The type in the file, if the part was converted.
+    /// The type in the file: not the one that is multiplied, if the part was converted.
     pub(crate) file_type: DType,
     /// Which rows of the matrix these are.
     pub(crate) rows: Range<usize>,

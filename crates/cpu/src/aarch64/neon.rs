@@ -66,8 +66,8 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16]) -> i32 {
-        Scalar::dot_256(q, a, scales)
+    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32 {
+        Scalar::dot_256(q, a, scales, signed)
     }
 
     #[inline(always)]
@@ -81,8 +81,8 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4] {
-        Scalar::dot_256x4(q, a, scales)
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
+        Scalar::dot_256x4(q, a, scales, signed)
     }
 
     #[inline(always)]

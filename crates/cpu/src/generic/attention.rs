@@ -55,5 +55,9 @@ fn channels<S: Simd, E: Element, const G: usize>(
             *acc = S::fma(weight, E::load::<S>(value), *acc);
         }
     }
-    acc.map(S::store)
+    let mut out = [[0.0; LANES]; G];
+    for (out, acc) in out.iter_mut().zip(acc) {
+        *out = S::store(acc);
+    }
+    out
 }

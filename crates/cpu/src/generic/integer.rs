@@ -117,7 +117,7 @@ impl<S: Simd, B: Blocks256> Factor<B, Q8K> for Factor256<S> {
     #[inline(always)]
     fn add_product(&self, acc: f32, x: &Q8K) -> f32 {
         let Quants256 { q, scales, mins } = &self.quants;
-        let acc = (self.d * x.d).mul_add(S::dot_256(q, &x.qs, scales) as f32, acc);
+        let acc = (self.d * x.d).mul_add(S::dot_256(q, &x.qs, scales, B::SIGNED) as f32, acc);
         match self.dmin {
             Some(dmin) => (-dmin * x.d).mul_add(S::dot_16(mins, &x.sums) as f32, acc),
             None => acc,
@@ -128,7 +128,7 @@ impl<S: Simd, B: Blocks256> Factor<B, Q8K> for Factor256<S> {
     fn add_products(&self, acc: &mut [f32; 4], x: [&Q8K; 4]) {
         let Quants256 { q, scales, mins } = &self.quants;
         let (d, qs) = ([x[0].d, x[1].d, x[2].d, x[3].d], [&x[0].qs, &x[1].qs, &x[2].qs, &x[3].qs]);
-        add_scaled(acc, self.d, d, S::dot_256x4(q, qs, scales));
+        add_scaled(acc, self.d, d, S::dot_256x4(q, qs, scales, B::SIGNED));
         if let Some(dmin) = self.dmin {
             let sums = [&x[0].sums, &x[1].sums, &x[2].sums, &x[3].sums];
             add_scaled(acc, -dmin, d, S::dot_16x4(mins, sums));

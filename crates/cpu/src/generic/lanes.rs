@@ -65,12 +65,12 @@ pub(crate) fn padded<E: Element>(tail: &[E]) -> [E; LANES] {
 #[inline(always)]
 pub(crate) fn dot<S: Simd, E: Element, const T: usize>(x: &[f32], rows: [&[E]; T]) -> [f32; T] {
     let (chunks, tail) = x.as_chunks::<LANES>();
-    let row_chunks = rows.map(|row| &row.as_chunks::<LANES>().0[..chunks.len()]);
     let mut acc = [S::splat(0.0); T];
     for (i, x) in chunks.iter().enumerate() {
         let x = S::load(x);
         for t in 0..T {
-            acc[t] = S::fma(x, E::load::<S>(&row_chunks[t][i]), acc[t]);
+            let row = rows[t][i * LANES..].first_chunk().expect("rows are as long as x");
+            acc[t] = S::fma(x, E::load::<S>(row), acc[t]);
         }
     }
     if !tail.is_empty() {
@@ -80,7 +80,11 @@ pub(crate) fn dot<S: Simd, E: Element, const T: usize>(x: &[f32], rows: [&[E]; T
             acc[t] = S::fma(x, E::load::<S>(&row), acc[t]);
         }
     }
-    acc.map(|lanes| sum(S::store(lanes)))
+    let mut out = [0.0; T];
+    for t in 0..T {
+        out[t] = sum(S::store(acc[t]));
+    }
+    out
 }
 
 /// `x` against one row after the other: a [`dot`] each, four at a time.
@@ -103,7 +107,11 @@ pub(crate) fn widen_f16<S: Simd>(bytes: &[u8], out: &mut [f32]) {
     let (chunks, tail) = halves.as_chunks::<LANES>();
     let (outs, out_tail) = out.as_chunks_mut::<LANES>();
     for (x, out) in chunks.iter().zip(outs) {
-        *out = S::store(S::load_f16(&x.map(f16::from_le_bytes)));
+        let mut halves = [f16::ZERO; LANES];
+        for (half, &bytes) in halves.iter_mut().zip(x) {
+            *half = f16::from_le_bytes(bytes);
+        }
+        *out = S::store(S::load_f16(&halves));
     }
     for (&x, out) in tail.iter().zip(out_tail) {
         *out = f16::from_le_bytes(x).to_f32();

@@ -6,6 +6,9 @@
 //! bit. What compilers do badly (products of bytes, half precision) is behind [`Simd`]. The macro [`kernels!`]
 //! compiles everything once per instruction set and makes the table.
 //!
+//! Code on a hot path is made of loops and `#[inline(always)]` functions: a large closure, or an `array::map`, may
+//! be compiled on its own, and then without the instruction set of the kernel that calls it.
+//!
 //! Two things are outside the contract: the payload and sign of a NaN, and the speed of [`scalar`].
 
 pub(crate) mod attention;
@@ -39,15 +42,16 @@ pub(crate) trait Simd {
 
     /// `sum(q[i] * a[i])`; no `a[i]` is -128.
     fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32;
-    /// `sum(scales[i / 16] * q[i] * a[i])`; no `a[i]` is -128, and no scale is outside of an i8.
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16]) -> i32;
+    /// `sum(scales[i / 16] * q[i] * a[i])`; no `a[i]` is -128, no scale is outside of an i8, and no `q[i]` is
+    /// negative unless `signed`.
+    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32;
     /// `sum(a[i] * b[i])`.
     fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32;
 
     /// Four times [`dot_32`](Self::dot_32) with the same `q`.
     fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4];
     /// Four times [`dot_256`](Self::dot_256) with the same `q` and `scales`.
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4];
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4];
     /// Four times [`dot_16`](Self::dot_16) with the same `a`.
     fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4];
 

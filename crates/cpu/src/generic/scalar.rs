@@ -46,7 +46,7 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16]) -> i32 {
+    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], _signed: bool) -> i32 {
         let sub_blocks = q.as_chunks::<16>().0.iter().zip(a.as_chunks::<16>().0);
         sub_blocks.zip(scales).map(|((q, a), &scale)| i32::from(scale) * dot(q, a)).sum()
     }
@@ -62,8 +62,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4] {
-        a.map(|a| Self::dot_256(q, a, scales))
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
+        a.map(|a| Self::dot_256(q, a, scales, signed))
     }
 
     #[inline(always)]

@@ -3,11 +3,12 @@
 //! The layouts are documented on the block types of [`apr_tensor::block`]; the loops here go over whole runs of bytes
 //! so that they compile to vector code.
 
-use super::Simd;
 use apr_tensor::block::{
     Block, Half, IQ4_NL, IQ4_VALUES, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K,
     Q8_0,
 };
+
+use super::Simd;
 
 /// Types of 32 weights that share a scale: weight `i` is `scale * quants[i] + min`.
 pub(crate) trait Blocks32: Block {
@@ -20,6 +21,9 @@ pub(crate) trait Blocks32: Block {
 
 /// Types of 256 weights: weight `i` is `d * scales[i / 16] * q[i] - dmin * mins[i / 16]`.
 pub(crate) trait Blocks256: Block {
+    /// Whether a `q` may be negative.
+    const SIGNED: bool;
+
     fn scale(&self) -> Half;
     fn min(&self) -> Option<Half> {
         None
@@ -122,6 +126,8 @@ impl Blocks32 for IQ4_NL {
 }
 
 impl Blocks256 for Q2_K {
+    const SIGNED: bool = false;
+
     #[inline(always)]
     fn scale(&self) -> Half {
         self.d
@@ -145,6 +151,8 @@ impl Blocks256 for Q2_K {
 }
 
 impl Blocks256 for Q3_K {
+    const SIGNED: bool = true;
+
     #[inline(always)]
     fn scale(&self) -> Half {
         self.d
@@ -178,6 +186,8 @@ fn crumbs(qs: &[u8; 64], q: &mut [i8; 256]) {
 }
 
 impl Blocks256 for Q4_K {
+    const SIGNED: bool = false;
+
     #[inline(always)]
     fn scale(&self) -> Half {
         self.d
@@ -198,6 +208,8 @@ impl Blocks256 for Q4_K {
 }
 
 impl Blocks256 for Q5_K {
+    const SIGNED: bool = false;
+
     #[inline(always)]
     fn scale(&self) -> Half {
         self.d
@@ -239,10 +251,11 @@ fn scales_and_mins(packed: &[u8; 12], out: &mut Quants256) {
     const SIX: u32 = 0x3f3f_3f3f;
     const FOUR: u32 = 0x0f0f_0f0f;
     const TWO: u32 = 0x0303_0303;
-    let [s, m, rest] = [0, 4, 8]
-        .map(|at| u32::from_le_bytes([packed[at], packed[at + 1], packed[at + 2], packed[at + 3]]));
-    let scales = [s & SIX, rest & FOUR | (s >> 6 & TWO) << 4].map(u32::to_le_bytes);
-    let mins = [m & SIX, rest >> 4 & FOUR | (m >> 6 & TWO) << 4].map(u32::to_le_bytes);
+    let (words, _) = packed.as_chunks();
+    let word = |i: usize| u32::from_le_bytes(words[i]);
+    let (s, m, rest) = (word(0), word(1), word(2));
+    let scales = [(s & SIX).to_le_bytes(), (rest & FOUR | (s >> 6 & TWO) << 4).to_le_bytes()];
+    let mins = [(m & SIX).to_le_bytes(), (rest >> 4 & FOUR | (m >> 6 & TWO) << 4).to_le_bytes()];
     for i in 0..16 {
         out.scales[i] = scales.as_flattened()[i / 2].into();
         out.mins[i] = mins.as_flattened()[i / 2].into();
@@ -250,6 +263,8 @@ fn scales_and_mins(packed: &[u8; 12], out: &mut Quants256) {
 }
 
 impl Blocks256 for Q6_K {
+    const SIGNED: bool = true;
+
     #[inline(always)]
     fn scale(&self) -> Half {
         self.d
@@ -268,12 +283,16 @@ impl Blocks256 for Q6_K {
                 q[96 + i] = six(low[32 + i] >> 4, 6);
             }
         }
-        out.scales = self.scales.map(i16::from);
+        for (out, &scale) in out.scales.iter_mut().zip(&self.scales) {
+            *out = scale.into();
+        }
         out
     }
 }
 
 impl Blocks256 for IQ4_XS {
+    const SIGNED: bool = true;
+
     #[inline(always)]
     fn scale(&self) -> Half {
         self.d

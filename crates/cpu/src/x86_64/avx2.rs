@@ -65,19 +65,20 @@ impl Simd for Avx2 {
     fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
         // SAFETY: as in `splat`; both arrays are 32 bytes.
         unsafe {
-            let pairs = products(load(q.as_ptr()), load(a.as_ptr()));
+            let pairs = products(load(q.as_ptr()), load(a.as_ptr()), true);
             sum(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16]) -> i32 {
-        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds, and so is `2 * i + 1`.
+    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32 {
+        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds, and the scales are 32 bytes.
         unsafe {
-            let mut acc = _mm256_setzero_si256();
+            let (scales, mut acc) = (load(scales.as_ptr().cast()), _mm256_setzero_si256());
             for i in 0..8 {
-                let pairs = products(load(q.as_ptr().add(32 * i)), load(a.as_ptr().add(32 * i)));
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scale_pair(scales, i)));
+                let pairs =
+                    products(load(q.as_ptr().add(32 * i)), load(a.as_ptr().add(32 * i)), signed);
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scale_pair(scales, i as i32)));
             }
             sum(acc)
         }
@@ -95,21 +96,21 @@ impl Simd for Avx2 {
         unsafe {
             let (q, mut sums) = (load(q.as_ptr()), [_mm256_setzero_si256(); 4]);
             for (sum, a) in sums.iter_mut().zip(a) {
-                *sum = _mm256_madd_epi16(products(q, load(a.as_ptr())), _mm256_set1_epi16(1));
+                *sum = _mm256_madd_epi16(products(q, load(a.as_ptr()), true), _mm256_set1_epi16(1));
             }
             sum4(sums)
         }
     }
 
     #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4] {
-        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds.
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
+        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds, and the scales are 32 bytes.
         unsafe {
-            let mut sums = [_mm256_setzero_si256(); 4];
+            let (scales, mut sums) = (load(scales.as_ptr().cast()), [_mm256_setzero_si256(); 4]);
             for i in 0..8 {
-                let (q, scale) = (load(q.as_ptr().add(32 * i)), scale_pair(scales, i));
+                let (q, scale) = (load(q.as_ptr().add(32 * i)), scale_pair(scales, i as i32));
                 for (sum, a) in sums.iter_mut().zip(a) {
-                    let pairs = products(q, load(a.as_ptr().add(32 * i)));
+                    let pairs = products(q, load(a.as_ptr().add(32 * i)), signed);
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, scale));
                 }
             }
@@ -179,24 +180,35 @@ pub(super) unsafe fn load(bytes: *const i8) -> __m256i {
     unsafe { _mm256_loadu_si256(bytes.cast()) }
 }
 
-/// Sums of two neighbouring products, in i16: at most 2 * 128 * 127, so nothing saturates.
+/// Sums of two neighbouring products, in i16: at most 2 * 128 * 127, so nothing saturates. No `q` is negative
+/// unless `signed`.
 ///
 /// # Safety
 /// AVX2.
 #[inline(always)]
-unsafe fn products(q: __m256i, a: __m256i) -> __m256i {
+unsafe fn products(q: __m256i, a: __m256i, signed: bool) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)) }
+    unsafe {
+        match signed {
+            true => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
+            false => _mm256_maddubs_epi16(q, a),
+        }
+    }
 }
 
-/// Scales `2i` and `2i + 1`, sixteen bytes of each.
+/// Sixteen bytes of scale `2i`, sixteen of scale `2i + 1`. (Shuffled out of one vector: of two broadcasts the compiler
+/// takes the unpacking before them apart.)
 ///
 /// # Safety
 /// AVX2.
 #[inline(always)]
-unsafe fn scale_pair(scales: &[i16; 16], i: usize) -> __m256i {
+unsafe fn scale_pair(scales: __m256i, i: i32) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_set_m128i(_mm_set1_epi16(scales[2 * i + 1]), _mm_set1_epi16(scales[2 * i])) }
+    unsafe {
+        let pair = _mm256_permutevar8x32_epi32(scales, _mm256_set1_epi32(i));
+        let first_then_second = _mm256_set_m128i(_mm_set1_epi16(0x0302), _mm_set1_epi16(0x0100));
+        _mm256_shuffle_epi8(pair, first_then_second)
+    }
 }
 
 /// The sum of eight integers.

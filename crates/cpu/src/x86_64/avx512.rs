@@ -71,8 +71,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16]) -> i32 {
-        Avx2::dot_256(q, a, scales)
+    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32 {
+        Avx2::dot_256(q, a, scales, signed)
     }
 
     #[inline(always)]
@@ -94,8 +94,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16]) -> [i32; 4] {
-        Avx2::dot_256x4(q, a, scales)
+    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
+        Avx2::dot_256x4(q, a, scales, signed)
     }
 
     #[inline(always)]
