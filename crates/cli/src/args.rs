@@ -1,18 +1,7 @@
 //! Options that several commands share, under the same names everywhere.
 
-use std::path::PathBuf;
-
 use apr_cpu::{Activations, Isa, KvType};
 use clap::ValueEnum;
-
-/// Which model, and where it runs.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct ModelArgs {
-    /// A .gguf, .safetensors or .apr file, or a Hugging Face directory.
-    pub(crate) model: PathBuf,
-    #[command(flatten)]
-    pub(crate) backend: BackendArgs,
-}
 
 /// Where the model runs, and in what arithmetic.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,9 +11,10 @@ pub(crate) struct BackendArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) backend: BackendName,
     /// Threads of the cpu backend [default: all cores]. Results do not depend on it.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,
-    /// Instruction set of the cpu backend: scalar, avx2, avx512, neon [default: the best]. Results do not depend on it.
+    /// Instruction set of the cpu backend: scalar, avx2, avx512 or neon [default: the best that the machine has].
+    /// Results do not depend on it.
     #[arg(long)]
     pub(crate) isa: Option<Isa>,
     /// What activations are rounded to before they meet quantised weights.
@@ -33,9 +23,9 @@ pub(crate) struct BackendArgs {
     /// What keys and values are kept as [default: f16; f64 on the reference backend].
     #[arg(long, value_enum)]
     pub(crate) kv: Option<KvArg>,
-    /// Number type of the reference backend.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) precision: Precision,
+    /// Number type of the reference backend [default: f64].
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<Precision>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -80,6 +70,11 @@ pub(crate) enum Precision {
 impl BackendArgs {
     /// The cpu backend's options, or why they make no sense.
     pub(crate) fn cpu(&self) -> anyhow::Result<apr_cpu::CpuOptions> {
+        if self.precision.is_some() {
+            anyhow::bail!(
+                "--precision is an option of --backend reference; the cpu backend computes in f32"
+            );
+        }
         let activations = match self.activations {
             ActivationsArg::Native | ActivationsArg::Cpu => Activations::Native,
             ActivationsArg::F32 => Activations::F32,
@@ -91,7 +86,9 @@ impl BackendArgs {
             None | Some(KvArg::F16) => KvType::F16,
             Some(KvArg::F32) => KvType::F32,
             Some(KvArg::Bf16 | KvArg::F64) => {
-                anyhow::bail!("the cpu backend keeps keys and values as f16 or f32")
+                anyhow::bail!(
+                    "the cpu backend keeps keys and values as f16 or f32: give --kv f16 or f32, or --backend reference"
+                )
             }
         };
         Ok(apr_cpu::CpuOptions { threads: self.threads, isa: self.isa, activations, kv })
@@ -101,7 +98,7 @@ impl BackendArgs {
     pub(crate) fn arithmetic(&self) -> anyhow::Result<apr_reference::Arithmetic> {
         use apr_reference::Arithmetic;
         if self.threads.is_some() || self.isa.is_some() {
-            anyhow::bail!("--threads and --isa are options of the cpu backend");
+            anyhow::bail!("--threads and --isa are options of --backend cpu; leave them out");
         }
         let arithmetic = match self.activations {
             ActivationsArg::Native | ActivationsArg::F32 => Arithmetic::EXACT,
@@ -123,18 +120,14 @@ impl BackendArgs {
 /// The prompt: exactly one of text, text under the chat template, and token ids.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Prompt")]
+#[command(group(clap::ArgGroup::new("input").args(["prompt", "tokens"]).required(true)))]
 pub(crate) struct PromptArgs {
-    /// The prompt, as it is; `-` reads it from stdin.
-    #[arg(
-        short,
-        long,
-        value_name = "TEXT",
-        required_unless_present = "tokens",
-        conflicts_with = "tokens"
-    )]
+    /// The prompt, as it is; `-` reads it from stdin. A text that begins with a dash: --prompt=-TEXT.
+    #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// Token ids as they are: no tokenizer, no template.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) tokens: Option<Vec<u32>>,
     /// Apply the model's chat template to the prompt. Without this no template is ever applied.
     #[arg(long, conflicts_with = "tokens")]
@@ -142,4 +135,33 @@ pub(crate) struct PromptArgs {
     /// A system message, with --chat.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
+}
+
+fn token_id(text: &str) -> Result<u32, String> {
+    let id = text.trim().parse();
+    id.map_err(|_| format!("`{text}` is no token id; expected numbers such as 3838,374,220"))
+}
+
+/// Parses a number of things of which there has to be one.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected a whole number, 1 or more".to_owned()),
+    }
+}
+
+/// Parses a number that is finite and not negative.
+pub(crate) fn at_least_zero(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err("expected a number, 0 or more".to_owned()),
+    }
+}
+
+/// Parses a share of the whole.
+pub(crate) fn probability(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("expected a probability, above 0 and up to 1".to_owned()),
+    }
 }

@@ -113,7 +113,7 @@ fn write_text<B: Backend>(model: &Model<B>, checkpoint: &Checkpoint) -> Result<(
         },
     )?;
     match failure {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(error),
         None => Ok(output::print("\n")?),
     }
 }

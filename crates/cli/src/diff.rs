@@ -4,24 +4,52 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use apr_capture::{Capture, Dims, NameMap, OpenOptions};
-use apr_diff::{Options, Outcome, compare, compare_aprt};
+use apr_diff::{Options, Outcome, TensorOptions, compare, compare_aprt, compare_checkpoints};
 use apr_format::Checkpoint;
 use apr_model::read_config;
+use apr_report::diff::AprtReport;
 
 use crate::{
+    args::at_least_zero,
     output::{self, Exit},
     selection,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  apr diff cap/ ref/
+  apr diff cap/ ref/ --stages attn_scores,ffn_out --layers 0..4 --tolerance 1e-3
+  apr diff cap/layer-0/ffn_out.bin ref/layer-0/ffn_out.bin --values --limit 5
+  apr diff converted.gguf original_dir/
+
+Exit codes: 0 match, 1 differs, 2 error, 3 nothing (or not everything) was compared.";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// What is under test: a capture, a tree or file of APRT, .npy files, .npz, foreign .safetensors, or a model.
     a: PathBuf,
     /// The reference, of the same kind.
     b: PathBuf,
     /// The largest relative L2 that counts as equal.
-    #[arg(long, value_name = "X", default_value_t = Options::TOLERANCE)]
+    #[arg(long, value_name = "X", default_value = "1e-5", value_parser = at_least_zero)]
+    #[arg(allow_negative_numbers = true)]
     tolerance: f64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    captures: CaptureArgs,
+    #[command(flatten)]
+    files: FileArgs,
+    #[command(flatten)]
+    models: ModelArgs,
+}
+
+/// Options for two captures.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Two captures")]
+struct CaptureArgs {
     /// Only these stages: names separated by commas.
     #[arg(long, value_name = "STAGES")]
     stages: Option<String>,
@@ -31,15 +59,9 @@ pub(crate) struct Args {
     /// Compare what both sides hold, and do not miss the rest.
     #[arg(long)]
     common: bool,
-    /// How many of the likeliest tokens to compare.
-    #[arg(long, value_name = "K", default_value_t = 10)]
-    top_k: usize,
-    /// Show values side by side (two APRT files).
-    #[arg(long)]
-    values: bool,
-    /// How many values to show.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    limit: usize,
+    /// How many of the likeliest tokens to compare [default: 10].
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
     /// The model whose dimensions a bare tree of files has.
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
@@ -49,12 +71,54 @@ pub(crate) struct Args {
     /// Read the whole steps of a capture whose writer was interrupted.
     #[arg(long)]
     allow_partial: bool,
-    /// Only tensors whose name contains this (two models).
+}
+
+/// Options for two APRT files.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Two APRT files")]
+struct FileArgs {
+    /// Show values side by side, those that are furthest apart first.
+    #[arg(long)]
+    values: bool,
+    /// How many values to show.
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "values")]
+    limit: usize,
+}
+
+/// Options for two model files.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Two models")]
+struct ModelArgs {
+    /// Only tensors whose name contains this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+}
+
+impl Args {
+    /// Refuses options of another kind of comparison: one that did nothing would be taken for one that did.
+    fn check(&self, kind: Kind) -> Result<()> {
+        let CaptureArgs { stages, layers, common, top_k, model, map, allow_partial } =
+            &self.captures;
+        let given = [
+            ("--stages", Kind::Capture, stages.is_some()),
+            ("--layers", Kind::Capture, layers.is_some()),
+            ("--common", Kind::Capture, *common),
+            ("--top-k", Kind::Capture, top_k.is_some()),
+            ("--model", Kind::Capture, model.is_some()),
+            ("--map", Kind::Capture, map.is_some()),
+            ("--allow-partial", Kind::Capture, *allow_partial),
+            ("--values", Kind::Aprt, self.files.values),
+            ("--filter", Kind::Model, self.models.filter.is_some()),
+        ];
+        match given.iter().find(|(_, of, given)| *given && *of != kind) {
+            Some((option, of, _)) => bail!(
+                "{option} is an option for two {}; these are two {}",
+                of.plural(),
+                kind.plural()
+            ),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a path holds, as far as this command treats it differently.
@@ -66,27 +130,38 @@ enum Kind {
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
-    anyhow::ensure!(args.tolerance >= 0.0, "--tolerance cannot be negative");
-    match (kind(&args.a)?, kind(&args.b)?) {
-        (Kind::Aprt, Kind::Aprt) => aprt(&args),
-        (Kind::Model, Kind::Model) => models(&args),
-        (Kind::Capture, Kind::Capture) => captures(&args),
-        (a, b) => bail!(
-            "{} is {} and {} is {}: only things of the same kind can be compared",
+    let (a, b) = (kind(&args.a)?, kind(&args.b)?);
+    if a != b {
+        bail!(
+            "{} is {} and {} is {}: compare two captures, two APRT files or two models",
             args.a.display(),
-            a.describe(),
+            a.singular(),
             args.b.display(),
-            b.describe(),
-        ),
+            b.singular(),
+        );
+    }
+    args.check(a)?;
+    match a {
+        Kind::Capture => captures(&args),
+        Kind::Aprt => aprt(&args),
+        Kind::Model => models(&args),
     }
 }
 
 impl Kind {
-    fn describe(self) -> &'static str {
+    fn singular(self) -> &'static str {
         match self {
             Self::Capture => "a capture",
             Self::Aprt => "an APRT file",
             Self::Model => "a model",
+        }
+    }
+
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Capture => "captures",
+            Self::Aprt => "APRT files",
+            Self::Model => "models",
         }
     }
 }
@@ -106,18 +181,18 @@ fn kind(path: &Path) -> Result<Kind> {
 }
 
 fn captures(args: &Args) -> Result<Exit> {
-    let names = match &args.map {
+    let names = match &args.captures.map {
         Some(path) => NameMap::read(path)?,
         None => NameMap::default(),
     };
-    let dims = match &args.model {
+    let dims = match &args.captures.model {
         Some(path) => Some(Dims::from(&read_config(&Checkpoint::open(path)?)?)),
         None => None,
     };
-    let options = OpenOptions { allow_partial: args.allow_partial, dims, names };
+    let options = OpenOptions { allow_partial: args.captures.allow_partial, dims, names };
     let a = Capture::open_with(&args.a, &options)?;
     let b = Capture::open_with(&args.b, &options)?;
-    let sites = match (&args.stages, &args.layers) {
+    let sites = match (&args.captures.stages, &args.captures.layers) {
         (None, None) => None,
         (stages, layers) => {
             let mut sites = a.sites();
@@ -128,8 +203,13 @@ fn captures(args: &Args) -> Result<Exit> {
             Some(selection::select(&sites, stages, layers.as_deref())?)
         }
     };
-    let options =
-        Options { sites, common: args.common, tolerance: args.tolerance, top_k: args.top_k };
+    let defaults = Options::default();
+    let options = Options {
+        sites,
+        common: args.captures.common,
+        tolerance: args.tolerance,
+        top_k: args.captures.top_k.unwrap_or(defaults.top_k),
+    };
     let comparison = compare(&a, &b, &options)?;
     if args.json {
         output::print_json(&comparison)?;
@@ -141,18 +221,26 @@ fn captures(args: &Args) -> Result<Exit> {
 
 fn aprt(args: &Args) -> Result<Exit> {
     let comparison = compare_aprt(&args.a, &args.b, args.tolerance)?;
+    let shown = if args.files.values { args.files.limit } else { 0 };
+    let report = AprtReport::new(&args.a, &args.b, &comparison, shown);
     if args.json {
-        output::print_json(&comparison)?;
+        output::print_json(&report)?;
     } else {
-        let shown = if args.values { args.limit } else { 0 };
-        output::print(&apr_report::diff::aprt(&comparison, shown))?;
+        output::print(&report.text())?;
     }
     Ok(exit(&comparison.outcome))
 }
 
 fn models(args: &Args) -> Result<Exit> {
-    let _ = args;
-    bail!("not yet")
+    let (a, b) = (Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?);
+    let options = TensorOptions { filter: args.models.filter.clone(), tolerance: args.tolerance };
+    let comparison = compare_checkpoints(&a, &b, &options)?;
+    if args.json {
+        output::print_json(&comparison)?;
+    } else {
+        output::print(&apr_report::tensors::checkpoints(&comparison))?;
+    }
+    Ok(exit(&comparison.outcome))
 }
 
 fn exit(outcome: &Outcome) -> Exit {

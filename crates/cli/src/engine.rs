@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use apr_cpu::Cpu;
 use apr_format::Checkpoint;
-use apr_model::{Backend, Cache, Model};
+use apr_model::{Backend, Cache, Model, read_config};
 use apr_reference::Reference;
 
 use crate::args::{BackendArgs, BackendName, Precision};
@@ -29,7 +29,7 @@ pub(crate) fn with_model<J: Job>(
         BackendName::Cpu => job.run(&Model::load(Cpu::new(args.cpu()?)?, checkpoint)?),
         BackendName::Reference => {
             let arithmetic = args.arithmetic()?;
-            match args.precision {
+            match args.precision.unwrap_or_default() {
                 Precision::F64 => {
                     job.run(&Model::load(Reference::<f64>::new(arithmetic), checkpoint)?)
                 }
@@ -46,6 +46,13 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(path)?)
 }
 
+/// Opens a model to run it. What cannot be run is refused before anything else about it is looked at.
+pub(crate) fn open_runnable(path: &Path) -> Result<Checkpoint> {
+    let checkpoint = open(path)?;
+    read_config(&checkpoint)?;
+    Ok(checkpoint)
+}
+
 /// A cache with room for `tokens`, or as many positions as the model has.
 pub(crate) fn cache_for<B: Backend>(
     model: &Model<B>,
@@ -54,7 +61,9 @@ pub(crate) fn cache_for<B: Backend>(
 ) -> Result<Cache<B>> {
     let context = model.config().max_position_embeddings;
     if prompt > context {
-        bail!("the prompt has {prompt} tokens, but the model's context holds {context}");
+        bail!(
+            "the prompt has {prompt} tokens, but the model's context holds {context}; shorten it"
+        );
     }
     Ok(model.cache(prompt.saturating_add(generated).min(context))?)
 }

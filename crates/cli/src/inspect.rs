@@ -129,7 +129,7 @@ fn inspect_tensor(checkpoint: &Checkpoint, name: &str) -> Result<TensorInspectio
         }
         zero_rows += u64::from(row.iter().all(|&x| x == 0.0));
         let of_row = Summary::of(&row);
-        summary = Some(summary.map_or(of_row.clone(), |s| s.merge(of_row)));
+        summary = Some(summary.map_or(of_row, |s| s.merge(of_row)));
     }
     let summary = summary.unwrap_or_else(|| Summary::of::<f32>(&[]));
     Ok(TensorInspection {

@@ -18,13 +18,18 @@ mod trace;
 
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use output::Exit;
 
+const EXIT_CODES: &str =
+    "Exit codes: 0 success or match, 1 differs, 2 error, 3 nothing (or not everything) compared.";
+
 /// Run large language models and see every number of the forward pass, in the run that produces the text.
 #[derive(Debug, Parser)]
-#[command(name = "apr", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "apr", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,37 +52,55 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Print the manual page.
-    #[command(hide = true)]
-    Man,
+    /// Print a manual page, for `man -l -`.
+    Man {
+        /// The command that it is of, e.g. `trace` [default: apr itself].
+        command: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let result = match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "apr", &mut std::io::stdout());
-            Ok(Exit::Success)
-        }
-        Command::Man => man(),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { command } => man(command.as_deref()),
     };
     match result {
         Ok(exit) => exit.into(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("apr: {error:#}");
+            output::tell(format_args!("error: {}", output::one_line(&error)));
             Exit::Error.into()
         }
     }
 }
 
-fn man() -> anyhow::Result<Exit> {
-    clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
+fn completions(shell: clap_complete::Shell) -> Result<Exit> {
+    // Into memory first: the generator panics on a pipe that nobody reads.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "apr", &mut script);
+    output::print(&String::from_utf8(script)?)?;
+    Ok(Exit::Success)
+}
+
+fn man(command: Option<&str>) -> Result<Exit> {
+    let mut cli = Cli::command();
+    // Gives subcommands their full names.
+    cli.build();
+    let page = match command {
+        None => cli,
+        Some(name) => {
+            let known: Vec<_> = cli.get_subcommands().map(clap::Command::get_name).collect();
+            let known = known.join(", ");
+            let found = cli.find_subcommand(name).cloned();
+            found.with_context(|| format!("no command `{name}`; there are: {known}"))?
+        }
+    };
+    clap_mangen::Man::new(page).render(&mut std::io::stdout())?;
     Ok(Exit::Success)
 }
 

@@ -1,11 +1,14 @@
-//! Exit codes, stdout and progress.
+//! Exit codes, stdout, stderr and progress.
 
 use std::{
+    fmt::Display,
     io::{self, Write},
     process::ExitCode,
+    time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +35,34 @@ impl From<Exit> for ExitCode {
 }
 
 /// Writes to stdout; a closed pipe is an error like any other, to be forgiven in `main`.
-pub(crate) fn print(text: &str) -> io::Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to stdout")
 }
 
 /// Writes pretty JSON and a newline to stdout.
-pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(value)?;
-    Ok(print(&(text + "\n"))?)
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Writes a line to stderr. If nobody reads it there is nobody to tell.
+pub(crate) fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// `error` and its causes on one line. Some errors name their cause themselves: it is said once.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain() {
+        // Parsers draw snippets over several lines.
+        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if said.is_empty() {
+            said = text;
+        } else if !said.contains(&text) {
+            said = format!("{said}: {text}");
+        }
+    }
+    said
 }
 
 /// Whether the reader of our output went away, as `head` does.
@@ -51,9 +72,45 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// A progress bar on stderr with an estimate of the time left; invisible where stderr is no terminal.
-pub(crate) fn progress(length: u64, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} {eta}")
-        .expect("the template is valid");
-    ProgressBar::new(length).with_style(style).with_message(what)
+/// Work shorter than this shows no progress.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// Progress on stderr with an estimate of the time left, of work that turns out to be long.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(crate) fn new(length: u64, what: &'static str) -> Self {
+        let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len}, {eta} left")
+            .expect("the template is valid");
+        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
+        Self(bar.with_style(style).with_message(what))
+    }
+
+    /// One more done. Where stderr is no terminal, nothing is ever drawn.
+    pub(crate) fn advance(&self) {
+        if self.0.is_hidden() && self.0.elapsed() > SHORT {
+            self.0.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.0.inc(1);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_that_says_every_cause_once() {
+        let nested = Err::<(), _>(anyhow!("no such file")).context("a.gguf: no such file");
+        assert_eq!(one_line(&nested.unwrap_err()), "a.gguf: no such file");
+        let chain = Err::<(), _>(anyhow!("line 1\n  |\n1 | = x")).context("bad map");
+        assert_eq!(one_line(&chain.unwrap_err()), "bad map: line 1 | 1 | = x");
+    }
 }

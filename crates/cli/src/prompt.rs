@@ -43,7 +43,7 @@ impl Prompt {
                 let mut text = String::new();
                 std::io::stdin()
                     .read_to_string(&mut text)
-                    .context("the prompt cannot be read from stdin: expected UTF-8 text")?;
+                    .context("the prompt cannot be read from stdin")?;
                 text
             }
             Some(text) => text.to_owned(),

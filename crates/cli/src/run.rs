@@ -1,6 +1,6 @@
 //! `apr run`: text in, text out.
 
-use std::{io::Write, ops::ControlFlow, time::Duration};
+use std::{ops::ControlFlow, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use apr_format::Checkpoint;
@@ -10,52 +10,70 @@ use apr_model::{
 use serde::Serialize;
 
 use crate::{
-    args::{ModelArgs, PromptArgs},
+    args::{BackendArgs, PromptArgs, at_least_one, at_least_zero, probability},
     engine::{self, Job},
     output::{self, Exit},
     prompt::Prompt,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  apr run model.gguf -p 'def fibonacci(n):' -n 40
+  apr run model.gguf -p 'What is 2+2?' --chat --temperature 0.7 --seed 1
+  cat prompt.txt | apr run model.gguf -p - --json --logprobs 5";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// A .gguf, .safetensors or .apr file, or a Hugging Face directory.
+    model: PathBuf,
     #[command(flatten)]
     prompt: PromptArgs,
     #[command(flatten)]
     sampling: Sampling,
-    /// The most tokens to generate.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    max_tokens: usize,
-    /// Prompt tokens per step. Results do not depend on it.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
-    chunk: u32,
-    /// Do not stop at end-of-text tokens.
-    #[arg(long)]
-    ignore_eos: bool,
-    /// Show the K most likely tokens of each step, with --json.
-    #[arg(long, value_name = "K", requires = "json")]
-    logprobs: Option<usize>,
-    /// Print one JSON object when done instead of streaming text.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    backend: BackendArgs,
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 struct Sampling {
+    /// The most tokens to generate.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
     /// 0 takes the most likely token.
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value = "0", value_name = "T", value_parser = at_least_zero)]
+    #[arg(allow_negative_numbers = true)]
     temperature: f64,
     /// Only the K most likely tokens; 0 for all.
-    #[arg(long, default_value_t = 0, value_name = "K")]
+    #[arg(long, default_value_t = 0, value_name = "K", requires = "temperature")]
     top_k: usize,
     /// Only the most likely tokens that together reach this probability.
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value = "1", value_name = "P", value_parser = probability)]
+    #[arg(requires = "temperature", allow_negative_numbers = true)]
     top_p: f64,
     /// Where the random sequence starts.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "temperature")]
     seed: u64,
+    /// Do not stop at end-of-text tokens.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Prompt tokens per step. Results do not depend on it.
+    #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
+    chunk: usize,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Output")]
+struct Output {
+    /// Print one JSON object when done instead of streaming text.
+    #[arg(long)]
+    json: bool,
+    /// Show the K most likely tokens of each step, with --json.
+    #[arg(long, value_name = "K", requires = "json")]
+    logprobs: Option<usize>,
 }
 
 /// The result of a run, as `--json` prints it.
@@ -96,12 +114,9 @@ struct Candidate {
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
-    anyhow::ensure!(args.sampling.temperature >= 0.0, "--temperature cannot be negative");
-    let top_p = args.sampling.top_p;
-    anyhow::ensure!(top_p > 0.0 && top_p <= 1.0, "--top-p is a probability above 0 and up to 1");
-    let checkpoint = engine::open(&args.model.model)?;
+    let checkpoint = engine::open_runnable(&args.model)?;
     let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
-    let backend = args.model.backend.clone();
+    let backend = args.backend.clone();
     engine::with_model(&backend, &checkpoint, Run { args, prompt, checkpoint: &checkpoint })
 }
 
@@ -117,12 +132,12 @@ impl Job for Run<'_> {
     fn run<B: Backend>(self, model: &Model<B>) -> Result<Exit> {
         let Self { args, prompt, checkpoint } = self;
         let options = GenerateOptions {
-            max_tokens: args.max_tokens,
-            chunk: args.chunk as usize,
-            stop: if args.ignore_eos { Vec::new() } else { prompt.stop_ids() },
+            max_tokens: args.sampling.max_tokens,
+            chunk: args.sampling.chunk,
+            stop: if args.sampling.ignore_eos { Vec::new() } else { prompt.stop_ids() },
             ..GenerateOptions::default()
         };
-        let mut cache = engine::cache_for(model, prompt.token_ids.len(), args.max_tokens)?;
+        let mut cache = engine::cache_for(model, prompt.token_ids.len(), options.max_tokens)?;
         let mut sampler = Sampler::new(SamplerOptions {
             temperature: args.sampling.temperature,
             top_k: args.sampling.top_k,
@@ -134,10 +149,10 @@ impl Job for Run<'_> {
         let mut tokens: Vec<TokenReport> = Vec::new();
         let mut written = String::new();
         let mut failure = None;
-        let streaming = !args.json;
+        let streaming = !args.output.json;
         let mut write = |piece: &str| {
             written.push_str(piece);
-            if streaming && let Err(error) = write_now(piece) {
+            if streaming && let Err(error) = output::print(piece) {
                 failure = Some(error);
                 return ControlFlow::Break(());
             }
@@ -151,7 +166,7 @@ impl Job for Run<'_> {
             &mut sampler,
             &mut Unobserved,
             &mut |token| {
-                let candidates = top_k(token.logits, args.logprobs.unwrap_or(0));
+                let candidates = top_k(token.logits, args.output.logprobs.unwrap_or(0));
                 let normalizer = log_sum_exp(token.logits);
                 let logprob = |id: u32| f64::from(token.logits[id as usize]) - normalizer;
                 tokens.push(TokenReport {
@@ -182,10 +197,10 @@ impl Job for Run<'_> {
             let _ = write(&rest);
         }
         if let Some(error) = failure {
-            return Err(error.into());
+            return Err(error);
         }
 
-        if args.json {
+        if args.output.json {
             let info = model.backend().info();
             output::print_json(&RunReport {
                 schema: "apr-run/1",
@@ -206,22 +221,14 @@ impl Job for Run<'_> {
         } else {
             output::print("\n")?;
             let decode: f64 = tokens.iter().skip(1).map(|t| t.seconds).sum();
-            eprintln!(
-                "{}",
-                summary(prompt.token_ids.len(), generated.prefill, tokens.len(), decode)
-            );
+            output::tell(summary(prompt.token_ids.len(), generated.prefill, tokens.len(), decode));
             if generated.finish == Finish::Context {
-                eprintln!("note: stopped because the context of {} is full", cache.capacity());
+                let context = cache.capacity();
+                output::tell(format_args!("note: stopped: the context of {context} is full"));
             }
         }
         Ok(Exit::Success)
     }
-}
-
-fn write_now(piece: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(piece.as_bytes())?;
-    out.flush()
 }
 
 fn finish_name(finish: Finish) -> &'static str {
@@ -234,20 +241,16 @@ fn finish_name(finish: Finish) -> &'static str {
 }
 
 fn summary(prompt: usize, prefill: Duration, generated: usize, decode: f64) -> String {
-    let rate = |n: usize, seconds: f64| n as f64 / seconds.max(1e-9);
-    let prefill = prefill.as_secs_f64();
-    let mut text = format!(
-        "prompt: {prompt} tokens in {prefill:.3} s ({:.1} tokens/s)",
-        rate(prompt, prefill)
-    );
-    if generated > 1 {
-        text += &format!(
-            "; decode: {} tokens in {decode:.3} s ({:.1} tokens/s)",
-            generated - 1,
-            rate(generated - 1, decode)
-        );
+    let one = |what: &str, n: usize, seconds: f64| {
+        let (s, rate) = (if n == 1 { "" } else { "s" }, n as f64 / seconds.max(1e-9));
+        format!("{what}: {n} token{s} in {seconds:.3} s ({rate:.1} tokens/s)")
+    };
+    let prompt = one("prompt", prompt, prefill.as_secs_f64());
+    // The first token is chosen from the prompt's logits.
+    match generated {
+        0 | 1 => prompt,
+        n => format!("{prompt}; {}", one("decode", n - 1, decode)),
     }
-    text
 }
 
 /// `log(sum(exp(logits)))`, stable.

@@ -5,7 +5,7 @@ mod watch;
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use apr_capture::{
     Dims, Layout, Precision, Provenance, Recorder, RecorderOptions, Rows, StepStatistics,
     Telemetry, check_space, estimate,
@@ -13,45 +13,80 @@ use apr_capture::{
 };
 use apr_format::Checkpoint;
 use apr_model::{
-    Backend, Both, Error, GenerateOptions, LogitRows, Model, Observer, Sampler, SamplerOptions,
-    TapSet, Unobserved, generate,
+    Backend, Both, Error, Finish, GenerateOptions, LogitRows, Model, Observer, Sampler,
+    SamplerOptions, TapSet, Unobserved, generate,
 };
 use apr_report::trace::{Candidate, StageStatistics, Statistics, Trace, TraceStep, site_names};
 use clap::ValueEnum;
 
 use crate::{
-    args::{ModelArgs, PromptArgs},
+    args::{BackendArgs, PromptArgs, at_least_one},
     engine::{self, Job},
-    output::{self, Exit},
+    output::{self, Exit, Progress},
     prompt::Prompt,
     selection,
 };
 use watch::{Ticker, TopTokens};
 
+const EXAMPLES: &str = "\
+Examples:
+  apr trace model.gguf -p 'What is 2+2?'
+  apr trace model.gguf -p 'What is 2+2?' --payload --layers 0,last --decode 4
+  apr trace model.gguf -p 'What is 2+2?' --save-tensor all --output cap/
+  apr trace model.gguf --tokens 3838,374 --save-tensor attn_norm,ffn_out --rows last -o cap/";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// A .gguf, .safetensors or .apr file, or a Hugging Face directory.
+    model: PathBuf,
     #[command(flatten)]
     prompt: PromptArgs,
+    #[command(flatten)]
+    values: ValueArgs,
+    #[command(flatten)]
+    save: SaveArgs,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+/// What to look at.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Values")]
+struct ValueArgs {
     /// Print statistics of every stage (the default, unless --save-tensor is given).
     #[arg(long)]
     payload: bool,
-    /// Save the values of these stages: `all`, or names separated by commas.
-    #[arg(long, value_name = "STAGES", requires = "output")]
-    save_tensor: Option<String>,
+    /// The same as JSON.
+    #[arg(long)]
+    json: bool,
     /// Only these layers: numbers, ranges such as 0..4 (without 4) or 0..=4, `last`; separated by commas.
     #[arg(long, value_name = "LAYERS")]
     layers: Option<String>,
-    /// Save only these rows: `all`, `last`, a position, or a range of positions.
-    #[arg(long, value_name = "ROWS", default_value = "all", requires = "save_tensor")]
-    rows: Rows,
     /// Decode steps to trace after the prompt, greedily.
     #[arg(long, value_name = "N", default_value_t = 0)]
     decode: usize,
-    /// Where to save.
+    /// How many of the likeliest next tokens to show.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    top_k: usize,
+    /// Prompt tokens per step. Results do not depend on it.
+    #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
+    chunk: usize,
+}
+
+/// What to save, and how.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Saving")]
+struct SaveArgs {
+    /// Save the values of these stages: `all`, or names separated by commas.
+    #[arg(long, value_name = "STAGES", requires = "output")]
+    save_tensor: Option<String>,
+    /// Where to save; it must not exist, or be an empty directory.
     #[arg(short, long, value_name = "DIR", requires = "save_tensor")]
     output: Option<PathBuf>,
+    /// Save only these rows: `all`, `last` (of each step), a position, or a range of positions.
+    #[arg(long, value_name = "ROWS", default_value = "all", requires = "save_tensor")]
+    rows: Rows,
     /// How to save.
     #[arg(long, value_enum, default_value_t, requires = "save_tensor")]
     format: Format,
@@ -64,15 +99,6 @@ pub(crate) struct Args {
     /// Hash the whole model file into the manifest.
     #[arg(long, requires = "save_tensor")]
     hash_model: bool,
-    /// Prompt tokens per step. Results do not depend on it.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
-    chunk: u32,
-    /// How many of the likeliest next tokens to show.
-    #[arg(long, value_name = "K", default_value_t = 5)]
-    top_k: usize,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -85,9 +111,9 @@ enum Format {
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
-    let checkpoint = engine::open(&args.model.model)?;
+    let checkpoint = engine::open_runnable(&args.model)?;
     let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
-    let backend = args.model.backend.clone();
+    let backend = args.backend.clone();
     engine::with_model(&backend, &checkpoint, Tracing { args, prompt, checkpoint: &checkpoint })
 }
 
@@ -102,24 +128,26 @@ impl Job for Tracing<'_> {
 
     fn run<B: Backend>(self, model: &Model<B>) -> Result<Exit> {
         let Self { args, prompt, checkpoint } = &self;
-        let payload = args.payload || args.save_tensor.is_none();
+        let payload = args.values.payload || args.values.json || args.save.save_tensor.is_none();
         let sites = model.plan().sites();
         let shown = match payload {
-            true => selection::select(sites, "all", args.layers.as_deref())?,
+            true => selection::select(sites, "all", args.values.layers.as_deref())?,
             false => TapSet::none(),
         };
-        let mut cache = engine::cache_for(model, prompt.token_ids.len(), args.decode)?;
+        let mut cache = engine::cache_for(model, prompt.token_ids.len(), args.values.decode)?;
         let mut recorder = self.recorder(model)?;
 
         let mut telemetry = Telemetry::new(shown.clone());
-        let mut top = TopTokens::new(args.top_k);
-        let watched = match &args.save_tensor {
-            Some(stages) => shown.union(&selection::select(sites, stages, args.layers.as_deref())?),
+        let mut top = TopTokens::new(args.values.top_k);
+        let watched = match &args.save.save_tensor {
+            Some(stages) => {
+                shown.union(&selection::select(sites, stages, args.values.layers.as_deref())?)
+            }
             None => shown,
         };
         let steps = self.step_lengths(model).count() as u64;
-        let bar = output::progress(steps * watched.iter().count() as u64, "values");
-        let mut ticker = Ticker { taps: watched, bar: bar.clone() };
+        let progress = Progress::new(steps * watched.iter().count() as u64, "values");
+        let mut ticker = Ticker { taps: watched, progress: progress.clone() };
         let mut unobserved = Unobserved;
         let recording: &mut dyn Observer = match &mut recorder {
             Some(recorder) => recorder,
@@ -130,9 +158,13 @@ impl Job for Tracing<'_> {
         let mut observers = Both::new(recording, &mut watching);
 
         let options = GenerateOptions {
-            max_tokens: if args.decode == 0 { 0 } else { args.decode + 1 },
-            chunk: args.chunk as usize,
-            prompt_logits: if args.rows == Rows::Last { LogitRows::Last } else { LogitRows::All },
+            max_tokens: if args.values.decode == 0 { 0 } else { args.values.decode + 1 },
+            chunk: args.values.chunk,
+            prompt_logits: if args.save.rows == Rows::Last {
+                LogitRows::Last
+            } else {
+                LogitRows::All
+            },
             stop: Vec::new(),
         };
         let generated = generate(
@@ -144,15 +176,26 @@ impl Job for Tracing<'_> {
             &mut observers,
             &mut |_| ControlFlow::Continue(()),
         );
-        bar.finish_and_clear();
+        progress.finish();
         let mut findings: Vec<String> =
             telemetry.steps().iter().flat_map(findings::findings).collect();
         let token_ids = match generated {
-            Ok(generated) => generated.token_ids,
+            Ok(generated) => {
+                if generated.finish == Finish::Context {
+                    let (asked, context) = (args.values.decode, cache.capacity());
+                    findings.push(format!(
+                        "the context of {context} is full: not all {asked} decode steps could be traced"
+                    ));
+                }
+                generated.token_ids
+            }
             // What led there is the very thing that a trace is asked for.
-            Err(error @ Error::LogitsNotFinite { .. }) => {
-                findings
-                    .push(format!("the trace ends after step {}: {error}", top.steps.len() - 1));
+            Err(Error::LogitsNotFinite { wrong, vocab_size }) => {
+                let last = top.steps.len() - 1;
+                findings.push(format!(
+                    "the trace ends after step {last}: {wrong} of {vocab_size} logits are NaN or infinite, \
+                     so there is no next token"
+                ));
                 Vec::new()
             }
             Err(error) => return Err(error.into()),
@@ -160,7 +203,7 @@ impl Job for Tracing<'_> {
         let capture = recorder.map(Recorder::finish).transpose()?;
         let capture = capture.map(|path| path.display().to_string());
 
-        if payload || args.json {
+        if payload {
             let info = model.backend().info();
             let trace = Trace {
                 schema: "apr-trace/1",
@@ -180,13 +223,16 @@ impl Job for Tracing<'_> {
                 findings,
                 capture,
             };
-            if args.json {
+            if args.values.json {
                 output::print_json(&trace)?;
             } else {
                 output::print(&trace.text())?;
             }
-        } else if let Some(capture) = capture {
-            output::print(&format!("{capture}\n"))?;
+        } else {
+            findings.iter().for_each(|finding| output::tell(format_args!("note: {finding}")));
+            if let Some(capture) = capture {
+                output::print(&format!("{capture}\n"))?;
+            }
         }
         Ok(Exit::Success)
     }
@@ -200,39 +246,39 @@ impl Tracing<'_> {
     ) -> impl Iterator<Item = apr_capture::StepSize> {
         let prompt = self.prompt.token_ids.len();
         let room = model.config().max_position_embeddings - prompt;
-        let chunk = self.args.chunk as usize;
+        let chunk = self.args.values.chunk;
         let prefill =
             (0..prompt).step_by(chunk).map(move |start| (start, chunk.min(prompt - start)));
-        let decode = (prompt..prompt + self.args.decode.min(room)).map(|start| (start, 1));
-        let last_only = self.args.rows == Rows::Last;
+        let decode = (prompt..prompt + self.args.values.decode.min(room)).map(|start| (start, 1));
+        let last_only = self.args.save.rows == Rows::Last;
         prefill.chain(decode).map(move |(first_position, tokens)| apr_capture::StepSize {
             first_position,
             tokens,
-            logit_rows: if last_only { 1 } else { tokens },
+            logit_rows: match last_only {
+                true => usize::from(first_position + tokens >= prompt),
+                false => tokens,
+            },
         })
     }
 
     /// The recorder, if values are to be saved, after checking that there is room for them.
     fn recorder<B: Backend>(&self, model: &Model<B>) -> Result<Option<Recorder>> {
         let Self { args, prompt, checkpoint } = self;
-        let (Some(stages), Some(path)) = (&args.save_tensor, &args.output) else { return Ok(None) };
-        let sites = selection::select(model.plan().sites(), stages, args.layers.as_deref())?;
-        let positions = prompt.token_ids.len() + args.decode;
-        if args.rows.select(0..positions).is_empty() {
-            bail!("--rows selects nothing: the trace has positions 0 to {}", positions - 1);
+        let (Some(stages), Some(path)) = (&args.save.save_tensor, &args.save.output) else {
+            return Ok(None);
+        };
+        let sites = selection::select(model.plan().sites(), stages, args.values.layers.as_deref())?;
+        let positions: usize = self.step_lengths(model).map(|step| step.tokens).sum();
+        if let Rows::Range(rows) = &args.save.rows
+            && rows.end > positions
+        {
+            let last = positions - 1;
+            bail!("--rows {} is out of range: the trace has positions 0 to {last}", args.save.rows);
         }
         let dims = Dims::from(model.config());
-        let precision = if args.f64 { Precision::F64 } else { Precision::F32 };
-        let bytes = estimate(&sites, &args.rows, precision, &dims, self.step_lengths(model));
-        eprintln!(
-            "saving {} stages of {} steps to {}: {}",
-            sites.iter().count(),
-            self.step_lengths(model).count(),
-            path.display(),
-            apr_report::bytes(bytes),
-        );
+        let precision = if args.save.f64 { Precision::F64 } else { Precision::F32 };
+        let bytes = estimate(&sites, &args.save.rows, precision, &dims, self.step_lengths(model));
         check_space(path, bytes)?;
-
         let info = model.backend().info();
         let provenance = Provenance {
             tool: Tool { name: "apr".into(), version: env!("CARGO_PKG_VERSION").into() },
@@ -241,7 +287,7 @@ impl Tracing<'_> {
                 format: checkpoint.container().to_string(),
                 architecture: Some(model.config().architecture.name().to_owned()),
                 index_sha256: Some(checkpoint.index_sha256()),
-                file_sha256: args.hash_model.then(|| checkpoint.file_sha256()),
+                file_sha256: args.save.hash_model.then(|| checkpoint.file_sha256()),
                 config: Some(dims.clone()),
             },
             prompt: Some(manifest::Prompt {
@@ -253,17 +299,27 @@ impl Tracing<'_> {
             kv: Some(info.kv.name().to_lowercase()),
         };
         let options = RecorderOptions {
-            rows: args.rows.clone(),
+            rows: args.save.rows.clone(),
             precision,
-            layout: match args.format {
+            layout: match args.save.format {
                 Format::Capture => Layout::Safetensors,
                 Format::Aprt => Layout::Aprt,
             },
-            force: args.force,
+            force: args.save.force,
             ..RecorderOptions::new(sites)
         };
-        let mut recorder = Recorder::create(path, provenance, dims, options)
-            .with_context(|| format!("cannot save to {}", path.display()))?;
+        let values = options.sites.iter().count();
+        let mut recorder = Recorder::create(path, provenance, dims, options)?;
+        output::tell(format_args!(
+            "saving {} values of {} to {}: {}",
+            values,
+            match self.step_lengths(model).count() {
+                1 => "1 step".to_owned(),
+                n => format!("{n} steps"),
+            },
+            path.display(),
+            apr_report::bytes(bytes),
+        ));
         if let Some(tokenizer) = prompt.tokenizer.clone() {
             recorder = recorder.with_token_text(move |id| tokenizer.token_text(id).into_owned());
         }

@@ -103,7 +103,9 @@ impl<'a> Cursor<'a> {
         if count > most {
             let expected =
                 format!("at most {most} {what} in the {} bytes that follow", self.remaining());
-            return Err(self.malformed_at(offset, expected, count.to_string()));
+            let found =
+                format!("{count}: the file is truncated or damaged; copy or download it again");
+            return Err(self.malformed_at(offset, expected, found));
         }
         Ok(())
     }

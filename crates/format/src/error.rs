@@ -245,7 +245,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn nearest(near: &[String]) -> String {
     if near.is_empty() {
-        return String::new();
+        return "; `apr inspect` lists them".to_owned();
     }
     let names: Vec<_> = near.iter().map(|name| format!("`{}`", Shortened(name))).collect();
     format!("; the nearest names are {}", names.join(", "))

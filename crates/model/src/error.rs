@@ -160,7 +160,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// The observer failed.
-    #[error("{source} (at {})", site.map_or("the step's edge".to_owned(), |s| s.to_string()))]
+    #[error("{source}{}", site.map_or(String::new(), |site| format!(" (at {site})")))]
     Observer {
         /// The site it was looking at; `None` at the beginning or the end of a step.
         site: Option<Site>,

@@ -1,13 +1,14 @@
-//! Comparisons as text. Their JSON is the comparison itself.
+//! Comparisons as text. Their JSON is the comparison itself, or one that has the same beside it.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 
 use apr_diff::{
-    Alignment, AprtComparison, Comparison, Location, Logits, Metrics, Origin, Outcome,
-    StageComparison, ZeroNorm,
+    Alignment, AprtComparison, Arithmetic, Comparison, Location, Logits, Metrics, Origin, Outcome,
+    Pair, StageComparison, ZeroNorm,
 };
+use serde::Serialize;
 
-use crate::table::{lines, number, table};
+use crate::table::{lines, magnitude, number, table};
 
 /// Stages that were not compared are listed up to this many.
 const MISSING_SHOWN: usize = 20;
@@ -23,6 +24,9 @@ pub fn captures(c: &Comparison) -> String {
             "rows aligned on the LAST row: a side does not know its positions, and tokens could not be compared\n"
         }
     };
+    if let Some(note) = arithmetic(&c.a, &c.b) {
+        let _ = writeln!(out, "note: {note}");
+    }
     for d in &c.token_differences {
         let _ = writeln!(
             out,
@@ -57,20 +61,101 @@ pub fn captures(c: &Comparison) -> String {
         }
         out += &lines(&t);
     }
-    if let Some(logits) = c.stages.iter().find_map(|stage| stage.logits.as_ref()) {
+    let notes = [mismatches(&c.stages), dead_rows(&c.stages)];
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
+    let logits = c.stages.iter().find_map(|stage| stage.logits.as_ref());
+    if !notes.is_empty() || logits.is_some() {
         out += "\n";
-        out += &tokens(logits);
     }
-    if !c.not_compared.is_empty() {
-        let _ = writeln!(out, "\nnot compared, and not scored:");
-        for missing in c.not_compared.iter().take(MISSING_SHOWN) {
-            let _ = writeln!(out, "  {}: {}", missing.name, missing.reason);
-        }
-        if c.not_compared.len() > MISSING_SHOWN {
-            let _ = writeln!(out, "  and {} more", c.not_compared.len() - MISSING_SHOWN);
-        }
-    }
+    notes.iter().for_each(|note| out += note);
+    out += &logits.map_or(String::new(), tokens);
+    out += &not_compared(c);
     out + "\n" + &verdict(&c.outcome, c.tolerance, c.stages.len())
+}
+
+/// Elements that are NaN or infinite on one side only: the first, and in how many stages there are more.
+fn mismatches(stages: &[StageComparison]) -> Option<String> {
+    let mut with = stages.iter().filter_map(|s| Some((s, s.metrics.categories.first.as_ref()?)));
+    let (stage, first) = with.next()?;
+    let (at, a, b) = (&first.at, first.a, first.b);
+    let (site, more) = (stage.site, in_more_stages(with.count()));
+    Some(format!("NaN/Inf on one side only: first {site}, {at}: {a} in A, {b} in B{more}\n"))
+}
+
+/// Rows that are zero throughout on one side only, told like [`mismatches`].
+fn dead_rows(stages: &[StageComparison]) -> Option<String> {
+    let dead =
+        |stage: &StageComparison| stage.rows.iter().find_map(|r| Some((r.position, r.dead?)));
+    let mut with = stages.iter().filter_map(|stage| Some((stage.site, dead(stage)?)));
+    let (site, (position, side)) = with.next()?;
+    let position = position.map_or("unknown".to_owned(), |p| p.to_string());
+    let more = in_more_stages(with.count());
+    Some(format!(
+        "rows of zeros on one side only: first {site}, position {position}, zero in {side}{more}\n"
+    ))
+}
+
+fn in_more_stages(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => "; and in 1 more stage".to_owned(),
+        n => format!("; and in {n} more stages"),
+    }
+}
+
+fn not_compared(c: &Comparison) -> String {
+    let mut lines: Vec<String> = c
+        .not_compared
+        .iter()
+        .take(MISSING_SHOWN)
+        .map(|missing| format!("{}: {}", missing.name, missing.reason))
+        .collect();
+    if c.not_compared.len() > MISSING_SHOWN {
+        lines.push(format!("and {} more", c.not_compared.len() - MISSING_SHOWN));
+    }
+    let mut rows = |why: &str, rows: fn(&StageComparison) -> usize| {
+        let with: Vec<usize> = c.stages.iter().map(rows).filter(|&n| n > 0).collect();
+        if !with.is_empty() {
+            lines.push(format!(
+                "{} rows of {} stages: {why}",
+                with.iter().sum::<usize>(),
+                with.len()
+            ));
+        }
+    };
+    rows("only in A", |stage| stage.rows_only_a);
+    rows("only in B", |stage| stage.rows_only_b);
+    rows("the tokens up to there differ", |stage| stage.rows_other_tokens);
+    match lines.is_empty() {
+        true => String::new(),
+        false => format!("\nnot compared, and not scored:\n  {}\n", lines.join("\n  ")),
+    }
+}
+
+/// What the sides round differently, if both say.
+fn arithmetic(a: &Origin, b: &Origin) -> Option<String> {
+    let (declared_a, declared_b) = (a.arithmetic.as_ref()?, b.arithmetic.as_ref()?);
+    if declared_a == declared_b {
+        return None;
+    }
+    let rounds = |of: &Arithmetic| {
+        let activations = &of.activations;
+        let activations = (!activations.is_empty())
+            .then(|| format!("rounds activations to {}", activations.join(", ")));
+        let kv = of.kv.as_ref().map(|kv| format!("keeps an {kv} cache"));
+        let parts: Vec<String> = activations.into_iter().chain(kv).collect();
+        match parts.is_empty() {
+            true => "rounds neither activations nor the cache".to_owned(),
+            false => parts.join(" and "),
+        }
+    };
+    let size = if declared_a.activations == declared_b.activations { "1e-3" } else { "1e-2" };
+    Some(format!(
+        "A {}; B {}: differences of about {size} are what such rounding does; \
+         `apr trace --activations f32 --kv f32` or `--backend reference` leaves it out",
+        rounds(declared_a),
+        rounds(declared_b),
+    ))
 }
 
 /// A comparison of two captures in a few lines: the extremes, the tokens, the verdict.
@@ -92,28 +177,49 @@ pub fn summary(c: &Comparison) -> String {
     out + &verdict(&c.outcome, c.tolerance, c.stages.len())
 }
 
-/// A comparison of two files of values, and the first values of both.
-pub fn aprt(c: &AprtComparison, values: usize) -> String {
-    let mut t = table(&["", "value"]);
-    for (name, value) in metrics(&c.metrics, |at: &usize| format!("element {at}")) {
-        t.add_row([name.to_owned(), value]);
-    }
-    let mut out = lines(&t);
-    let pairs = c.values(values);
-    if !pairs.is_empty() {
-        let mut t = table(&["element", "A", "B", "A - B"]);
-        for pair in pairs {
-            t.add_row([
-                pair.at.to_string(),
-                number(pair.a),
-                number(pair.b),
-                number(pair.a - pair.b),
-            ]);
+/// A comparison of two files of values, and the values that are furthest apart.
+#[derive(Clone, Debug, Serialize)]
+pub struct AprtReport<'c> {
+    /// The numbers.
+    #[serde(flatten)]
+    pub comparison: &'c AprtComparison,
+    /// The file under test.
+    pub a: String,
+    /// The reference.
+    pub b: String,
+    /// Pairs of values, those that are furthest apart first.
+    pub values: Vec<Pair<usize>>,
+}
+
+impl<'c> AprtReport<'c> {
+    /// The report of `comparison`, with as many pairs as `values` says.
+    pub fn new(a: &Path, b: &Path, comparison: &'c AprtComparison, values: usize) -> Self {
+        Self {
+            comparison,
+            a: a.display().to_string(),
+            b: b.display().to_string(),
+            values: comparison.values(values),
         }
-        out += "\n";
-        out += &lines(&t);
     }
-    out + "\n" + &verdict(&c.outcome, c.tolerance, 1)
+
+    /// The report as text.
+    pub fn text(&self) -> String {
+        let mut out = format!("A  {}\nB  {} (reference)\n\n", self.a, self.b);
+        let c = self.comparison;
+        for (name, value) in metrics(&c.metrics, |at: &usize| format!("element {at}")) {
+            let _ = writeln!(out, "{name:<16}{value}");
+        }
+        if !self.values.is_empty() {
+            let mut t = table(&["element", "A", "B", "A - B"]);
+            for pair in &self.values {
+                let cells = [pair.a, pair.b, pair.a - pair.b].map(number);
+                t.add_row([vec![pair.at.to_string()], cells.to_vec()].concat());
+            }
+            out += "\n";
+            out += &lines(&t);
+        }
+        out + "\n" + &verdict(&c.outcome, c.tolerance, 1)
+    }
 }
 
 fn origin(o: &Origin) -> String {
@@ -131,9 +237,14 @@ fn stage_row(stage: &StageComparison) -> Vec<String> {
     let mut row = vec![format!("{indent}{}", stage.site.stage), stage.rows.len().to_string()];
     row.push(relative_l2(m));
     match &m.max_abs {
-        Some(pair) => {
-            row.extend([number(pair.abs_diff()), place(&pair.at), number(pair.a), number(pair.b)])
-        }
+        // Where nothing differs there is no place to point at.
+        Some(pair) if pair.abs_diff() == 0.0 => row.extend(["0", "-", "-", "-"].map(str::to_owned)),
+        Some(pair) => row.extend([
+            magnitude(pair.abs_diff()),
+            place(&pair.at),
+            number(pair.a),
+            number(pair.b),
+        ]),
         None => row.extend(["-", "-", "-", "-"].map(str::to_owned)),
     }
     row.extend([optional(m.rms), cosine(m.cosine), ratio(m.norm_ratio)]);
@@ -149,7 +260,7 @@ fn stage_row(stage: &StageComparison) -> Vec<String> {
     row
 }
 
-fn relative_l2<At>(m: &Metrics<At>) -> String {
+pub(crate) fn relative_l2<At>(m: &Metrics<At>) -> String {
     match m.zero_norm {
         Some(ZeroNorm::Both) => "both zero".to_owned(),
         Some(ZeroNorm::OnlyA) => "A is zero".to_owned(),
@@ -172,7 +283,7 @@ fn place(at: &Location) -> String {
     text
 }
 
-fn categories<At>(m: &Metrics<At>) -> String {
+pub(crate) fn categories<At>(m: &Metrics<At>) -> String {
     let c = &m.categories;
     match (c.mismatched, c.both_nan + c.both_inf) {
         (0, 0) => "0".to_owned(),
@@ -227,15 +338,15 @@ fn metrics<At>(m: &Metrics<At>, at: impl Fn(&At) -> String) -> Vec<(&'static str
 }
 
 fn optional(x: Option<f64>) -> String {
-    x.map_or("-".to_owned(), number)
+    x.map_or("-".to_owned(), magnitude)
 }
 
-fn ratio(x: Option<f64>) -> String {
+pub(crate) fn ratio(x: Option<f64>) -> String {
     x.map_or("-".to_owned(), |x| if x < 100.0 { format!("{x:.4}") } else { number(x) })
 }
 
 /// A cosine near 1 is told by its distance from 1.
-fn cosine(x: Option<f64>) -> String {
+pub(crate) fn cosine(x: Option<f64>) -> String {
     match x {
         Some(x) if x > 0.999 && x < 1.0 => format!("1-{:.1e}", 1.0 - x),
         Some(x) => format!("{x:.4}"),
@@ -243,6 +354,6 @@ fn cosine(x: Option<f64>) -> String {
     }
 }
 
-fn verdict(outcome: &Outcome, tolerance: f64, compared: usize) -> String {
+pub(crate) fn verdict(outcome: &Outcome, tolerance: f64, compared: usize) -> String {
     format!("{outcome}\n(compared: {compared}; tolerance: relative L2 up to {tolerance:e})\n")
 }

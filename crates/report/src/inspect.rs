@@ -5,7 +5,10 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::table::{bytes, lines, number, table};
+use crate::{
+    json::all_finite_or_text,
+    table::{bytes, lines, number, table},
+};
 
 /// The report of `apr inspect`.
 #[derive(Clone, Debug, Serialize)]
@@ -139,6 +142,7 @@ pub struct TensorInspection {
     pub std: Option<f64>,
     pub rms: Option<f64>,
     /// The first elements of the first row.
+    #[serde(serialize_with = "all_finite_or_text")]
     pub first: Vec<f64>,
 }
 

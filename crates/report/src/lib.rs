@@ -5,6 +5,7 @@
 
 pub mod diff;
 pub mod inspect;
+mod json;
 mod table;
 pub mod trace;
 

@@ -49,6 +49,15 @@ pub fn number(x: f64) -> String {
     }
 }
 
+/// A difference: its magnitude is what counts.
+pub(crate) fn magnitude(x: f64) -> String {
+    match x {
+        0.0 => "0".to_owned(),
+        x if x.is_finite() => format!("{x:.1e}"),
+        x => x.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

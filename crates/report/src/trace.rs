@@ -4,9 +4,12 @@ use std::fmt::Write;
 
 use apr_model::Site;
 use apr_tensor::Summary;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use crate::table::{lines, number, table};
+use crate::{
+    json::finite_or_text,
+    table::{lines, number, table},
+};
 
 /// The report of `apr trace`.
 #[derive(Clone, Debug, Serialize)]
@@ -120,14 +123,6 @@ pub struct Candidate {
     pub logit: f64,
     #[serde(serialize_with = "finite_or_text")]
     pub probability: f64,
-}
-
-/// JSON has no NaN: a number that is not finite is written as its name.
-fn finite_or_text<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    match x.is_finite() {
-        true => serializer.serialize_f64(*x),
-        false => serializer.serialize_str(&x.to_string()),
-    }
 }
 
 impl Trace {

@@ -1,13 +1,14 @@
 //! The small observers of a trace: the likeliest next tokens, and progress.
 
 use apr_model::{Observer, ObserverError, Site, Stage, Step, TapSet, View, top_k};
-use indicatif::ProgressBar;
+
+use crate::output::Progress;
 
 /// Keeps the largest logits after the last row of each step.
 #[derive(Debug)]
 pub(super) struct TopTokens {
     k: usize,
-    /// Per step: id, logit, probability.
+    /// Per step: id, logit, probability; nothing for a step without logits.
     pub(super) steps: Vec<Vec<(u32, f64, f64)>>,
 }
 
@@ -22,6 +23,11 @@ impl Observer for TopTokens {
         [Site::whole(Stage::LmHead)].into_iter().collect()
     }
 
+    fn begin(&mut self, _: &Step<'_>) -> Result<(), ObserverError> {
+        self.steps.push(Vec::new());
+        Ok(())
+    }
+
     fn value(&mut self, _: &Step<'_>, _: Site, view: View<'_>) -> Result<(), ObserverError> {
         let [rows, vocab] = *view.shape else { return Err("logits have rows and columns".into()) };
         let start = rows.saturating_sub(1) * vocab;
@@ -34,16 +40,18 @@ impl Observer for TopTokens {
             let logit = last[id as usize];
             (id, logit.into(), weight(logit) / total)
         });
-        self.steps.push(best.collect());
+        if let Some(step) = self.steps.last_mut() {
+            step.extend(best);
+        }
         Ok(())
     }
 }
 
-/// Advances a bar with each value that another observer sees.
+/// Advances the progress with each value that another observer sees.
 #[derive(Debug)]
 pub(super) struct Ticker {
     pub(super) taps: TapSet,
-    pub(super) bar: ProgressBar,
+    pub(super) progress: Progress,
 }
 
 impl Observer for Ticker {
@@ -52,7 +60,7 @@ impl Observer for Ticker {
     }
 
     fn value(&mut self, _: &Step<'_>, _: Site, _: View<'_>) -> Result<(), ObserverError> {
-        self.bar.inc(1);
+        self.progress.advance();
         Ok(())
     }
 }

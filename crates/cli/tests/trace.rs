@@ -1,0 +1,290 @@
+//! `apr trace`: every stage, the same numbers whoever looks, and captures that are whole or refused.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use apr_report::number;
+use apr_testkit::{TINY, golden};
+use common::{Scratch, apr, fixture, ids, numbers};
+use serde_json::Value;
+
+/// The sites that a model of `layers` layers has, in the order of computation.
+fn sites(model: &str, layers: usize) -> Vec<String> {
+    let all = "attn_norm qkv_matmul qkv_bias q_norm k_norm q_post_rope k_post_rope attn_scores \
+               attn_softmax attention attn_out post_attn_residual ffn_norm ffn_gate ffn_up \
+               ffn_silu ffn_swigl ffn_out post_ffn_residual";
+    let has = |stage: &&str| match *stage {
+        "qkv_bias" => model == "qwen2",
+        "q_norm" | "k_norm" => model == "qwen3",
+        _ => true,
+    };
+    let layer = |i| all.split_whitespace().filter(has).map(move |s| format!("layers.{i}.{s}"));
+    let mut sites = vec!["embedding".to_owned()];
+    sites.extend((0..layers).flat_map(layer));
+    sites.extend(["final_norm", "lm_head"].map(str::to_owned));
+    sites
+}
+
+fn names(entries: &Value, key: &str) -> Vec<String> {
+    let entries = entries.as_array().unwrap();
+    entries.iter().map(|entry| entry[key].as_str().unwrap().to_owned()).collect()
+}
+
+fn manifest(capture: &str) -> Value {
+    let text = fs::read_to_string(Path::new(capture).join("manifest.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn every_stage_of_every_architecture_is_shown_and_saved_from_either_container() {
+    for name in TINY {
+        for file in [format!("tiny/{name}"), format!("tiny/{name}/{name}-F16.gguf")] {
+            let scratch = Scratch::new();
+            let (model, output) = (fixture(&file), scratch.path("cap"));
+            let args = ["trace", &model, "-p", "def f(", "--json", "--decode", "1"];
+            let save = ["--save-tensor", "all", "-o", &output];
+            let json = apr(args.into_iter().chain(save)).expect(0).json();
+            let manifest = manifest(&output);
+            let layers = manifest["model"]["config"]["num_hidden_layers"].as_u64().unwrap();
+            let expected = sites(name, layers as usize);
+            assert_eq!(json["steps"].as_array().unwrap().len(), 2, "{file}");
+            for step in 0..2 {
+                let shown = &json["steps"][step];
+                assert_eq!(names(&shown["stages"], "site"), expected, "{file}");
+                assert_eq!(names(&manifest["steps"][step]["tensors"], "name"), expected, "{file}");
+                for stage in shown["stages"].as_array().unwrap() {
+                    assert_eq!(stage["all_rows"]["nan"], 0);
+                    assert!(stage["all_rows"]["std"].as_f64().unwrap() > 0.0, "{file}: {stage}");
+                }
+            }
+            assert_eq!(manifest["plan"]["fingerprint"], json["plan"], "{file}");
+        }
+    }
+}
+
+#[test]
+fn a_traced_run_writes_the_ids_of_an_untraced_one() {
+    for name in TINY {
+        let (model, scratch) = (fixture(&format!("tiny/{name}")), Scratch::new());
+        let prompt = ["-p", "def f(", "--json"];
+        let untraced = ["run", &model, "-n", "7", "--ignore-eos"].into_iter().chain(prompt);
+        let untraced = apr(untraced).expect(0).json();
+        let output = scratch.path("cap");
+        let save = ["--save-tensor", "all", "-o", &output];
+        let traced = ["trace", &model, "--decode", "6"].into_iter().chain(prompt).chain(save);
+        let traced = apr(traced).expect(0).json();
+        assert_eq!(numbers(&traced["token_ids"]), numbers(&untraced["token_ids"]), "{name}");
+        assert_eq!(traced["plan"], untraced["plan"], "{name}");
+    }
+}
+
+#[test]
+fn json_holds_every_number_of_the_text() {
+    let model = fixture("tiny/qwen3");
+    let args = ["trace", &model, "-p", "def f(", "--decode", "1"];
+    let text = apr(args).expect(0).stdout;
+    let json = apr(args.into_iter().chain(["--json"])).expect(0).json();
+
+    // The text as JSON says it should be, cell by cell.
+    let mut rows = Vec::new();
+    for step in json["steps"].as_array().unwrap() {
+        for stage in step["stages"].as_array().unwrap() {
+            let several = stage["all_rows"]["rows"].as_u64().unwrap() > 1;
+            let samples = if several { &["all_rows", "last_row"][..] } else { &["all_rows"] };
+            for sample in samples.iter().map(|sample| &stage[*sample]) {
+                let mut cells = vec![sample["count"].to_string()];
+                cells.extend(
+                    ["min", "max", "mean", "std"].map(|k| number(sample[k].as_f64().unwrap())),
+                );
+                cells.extend(["nan", "inf", "zeros"].map(|k| sample[k].to_string()));
+                rows.push(cells.join(" "));
+            }
+        }
+        for candidate in step["top"].as_array().unwrap() {
+            let logit = number(candidate["logit"].as_f64().unwrap());
+            let probability = candidate["probability"].as_f64().unwrap();
+            rows.push(format!("{} {logit} {probability:.4}", candidate["id"]));
+        }
+    }
+    let lines: Vec<String> =
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let mut lines = lines.iter();
+    for row in &rows {
+        assert!(lines.any(|line| line.ends_with(row)), "not in the text, or out of order: {row}");
+    }
+    let header = text.lines().next().unwrap();
+    for key in ["model", "architecture", "backend", "isa", "kv"] {
+        assert!(header.contains(json[key].as_str().unwrap()), "{key}: {header}");
+    }
+    assert!(header.contains(&json["plan"].as_str().unwrap()[..12]), "{header}");
+    for finding in names_of(&json["findings"]) {
+        assert!(text.contains(&finding), "{finding}");
+    }
+}
+
+fn names_of(values: &Value) -> Vec<String> {
+    values.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn statistics_name_their_sample_and_do_not_depend_on_chunks() {
+    let model = fixture("tiny/qwen2");
+    let args = ["trace", &model, "--tokens", "5,6,7,8", "--layers", "last"];
+    let text = apr(args).expect(0).stdout;
+    assert!(text.contains("prompt: 4 tokens (tokens): 5:"), "{text}");
+    assert!(text.contains("step 0: prefill, 4 rows at positions 0..4"), "{text}");
+    assert!(text.contains("layer 1") && !text.contains("layer 0"), "{text}");
+    assert!(text.contains("4 rows") && text.contains("last row"), "{text}");
+
+    let last_row = |more: &[&str]| {
+        let json = apr(args.into_iter().chain(["--json"]).chain(more.iter().copied()));
+        let json = json.expect(0).json();
+        let step = json["steps"].as_array().unwrap().last().unwrap().clone();
+        let stages = step["stages"].as_array().unwrap();
+        let rows: Vec<Value> = stages.iter().map(|stage| stage["last_row"].clone()).collect();
+        (rows, step["top"].clone())
+    };
+    assert_eq!(last_row(&["--chunk", "3"]), last_row(&[]));
+}
+
+#[test]
+fn a_capture_is_bit_for_bit_itself_and_that_of_other_chunks_threads_and_instruction_sets() {
+    let scratch = Scratch::new();
+    for name in TINY {
+        let (model, prompt) = (fixture(&format!("tiny/{name}")), "5,6,7,8,9,10,11");
+        let capture = |of: &str, more: &[&str]| {
+            let options = ["--tokens", prompt].into_iter().chain(more.iter().copied());
+            scratch.capture(&format!("{name}-{of}"), &model, &options.collect::<Vec<_>>())
+        };
+        let whole = capture("whole", &[]);
+        let others = [
+            capture("chunked", &["--chunk", "3"]),
+            capture("alone", &["--threads", "1", "--isa", "scalar", "--chunk", "1"]),
+            whole.clone(),
+        ];
+        for other in others {
+            let done = apr(["diff", &other, &whole]).expect(0);
+            assert!(done.stdout.contains("MATCH: equal bit for bit"), "{other}: {}", done.stdout);
+        }
+    }
+}
+
+#[test]
+fn decoding_computes_the_bits_of_reading_the_same_tokens() {
+    let scratch = Scratch::new();
+    for name in TINY {
+        let (model, prompt) = (fixture(&format!("tiny/{name}")), vec![5, 6, 7]);
+        let output = scratch.path(&format!("{name}-decoded"));
+        let args = ["trace", &model, "--tokens", &ids(&prompt), "--decode", "4", "--json"];
+        let save = ["--save-tensor", "all", "-o", &output];
+        let json = apr(args.into_iter().chain(save)).expect(0).json();
+        let tokens = [prompt, numbers(&json["token_ids"])[..4].to_vec()].concat();
+        let read = scratch.capture(&format!("{name}-read"), &model, &["--tokens", &ids(&tokens)]);
+        let done = apr(["diff", &output, &read, "--json"]).expect(0).json();
+        assert_eq!(done["outcome"]["bitwise"], true, "{name}");
+        assert_eq!(done["stages"][0]["rows"].as_array().unwrap().len(), 7, "{name}");
+        assert_eq!(done["alignment"], "positions", "{name}");
+    }
+}
+
+#[test]
+fn rows_and_stages_select_what_is_saved() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let tensors = |name: &str, stages: &str, more: &[&str]| {
+        let output = scratch.path(name);
+        let args = ["trace", &model, "--tokens", "5,6,7,8,9", "--save-tensor", stages];
+        let done = apr(args.into_iter().chain(["-o", &output]).chain(more.iter().copied()));
+        assert_eq!(done.expect(0).stdout, output.clone() + "\n");
+        let manifest = manifest(&output);
+        let steps = manifest["steps"].as_array().unwrap().clone();
+        steps.iter().flat_map(|s| s["tensors"].as_array().unwrap().clone()).collect::<Vec<_>>()
+    };
+    let one = tensors("one", "layer_output,logits", &["--layers", "last", "--rows", "1..3"]);
+    assert_eq!(names(&Value::from(one.clone()), "name"), ["layers.1.post_ffn_residual", "lm_head"]);
+    assert_eq!(one[0]["positions"], serde_json::json!([1, 2]));
+    let last = tensors("last", "attn_norm,lm_head", &["--rows", "last", "--chunk", "2"]);
+    let positions: Vec<_> = last.iter().map(|t| t["positions"].to_string()).collect();
+    // Of each chunk, but logits after the prompt only.
+    assert_eq!(positions, ["[1]", "[1]", "[3]", "[3]", "[4]", "[4]", "[4]"]);
+}
+
+#[test]
+fn a_trace_that_saves_the_last_rows_of_chunks_still_shows_every_step() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let output = scratch.path("cap");
+    let args = ["trace", &model, "--tokens", "5,6,7,8,9", "--chunk", "2", "--json"];
+    let save = ["--save-tensor", "attn_norm", "--rows", "last", "-o", &output];
+    let json = apr(args.into_iter().chain(save)).expect(0).json();
+    let steps = json["steps"].as_array().unwrap();
+    let top: Vec<usize> = steps.iter().map(|s| s["top"].as_array().unwrap().len()).collect();
+    assert_eq!(top, [0, 0, 5]);
+}
+
+#[test]
+fn a_changed_byte_is_refused() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let capture = scratch.capture("cap", &model, &["--tokens", "5,6"]);
+    let damaged = scratch.copy(&capture, "damaged");
+    let path = Path::new(&damaged).join("step-0000.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let done = apr(["diff", &damaged, &capture]).expect(2);
+    assert!(done.stderr.contains("were changed after they were written"), "{}", done.stderr);
+    assert!(done.stderr.contains("damaged/step-0000.safetensors"), "{}", done.stderr);
+}
+
+#[test]
+fn an_interrupted_capture_is_refused_and_its_whole_steps_can_be_asked_for() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let capture = scratch.capture("cap", &model, &["--tokens", "5,6,7,8", "--chunk", "2"]);
+    let partial = scratch.copy(&capture, "cap.partial-1");
+    // What a writer that is killed in its second step has left.
+    let mut manifest = manifest(&partial);
+    let first = manifest["steps"][0].clone();
+    manifest["steps"] = Value::Array(Vec::new());
+    manifest["complete"] = false.into();
+    fs::write(Path::new(&partial).join("manifest.json"), manifest.to_string()).unwrap();
+    fs::write(Path::new(&partial).join("steps.jsonl"), format!("{first}\n")).unwrap();
+    let done = apr(["diff", &partial, &capture]).expect(2);
+    assert!(done.stderr.contains("incomplete") && done.stderr.contains("--allow-partial"));
+    let read = apr(["diff", &partial, &capture, "--allow-partial", "--json"]).expect(0).json();
+    assert_eq!(read["stages"][0]["rows"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn force_replaces_a_capture_and_nothing_is_left_of_the_old_one() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let capture = scratch.capture("cap", &model, &["--tokens", "5,6,7,8", "--chunk", "2"]);
+    assert!(Path::new(&capture).join("step-0001.safetensors").exists());
+    assert_eq!(scratch.capture("cap", &model, &["--tokens", "9", "--force"]), capture);
+    assert!(!Path::new(&capture).join("step-0001.safetensors").exists());
+    assert_eq!(manifest(&capture)["steps"][0]["token_ids"], serde_json::json!([9]));
+    assert_eq!(fs::read_dir(scratch.path("")).unwrap().count(), 1);
+}
+
+#[test]
+fn decode_steps_beyond_the_context_are_not_silently_left_out() {
+    let model = fixture("tiny/qwen2");
+    let prompt = vec!["5"; 510].join(",");
+    let args = ["trace", &model, "--tokens", &prompt, "--decode", "9", "--layers", "0", "--json"];
+    let json = apr(args).expect(0).json();
+    assert_eq!(json["steps"].as_array().unwrap().len(), 3);
+    let findings = names_of(&json["findings"]);
+    assert!(findings.iter().any(|f| f.contains("the context of 512 is full")), "{findings:?}");
+}
+
+#[test]
+fn the_prompt_of_a_trace_is_that_of_a_run() {
+    let golden = golden("tiny-llama");
+    let model = fixture("tiny/llama");
+    for options in [&["-p", golden.prompt.as_str()][..], &["-p", "x", "--chat"]] {
+        let ids = |command: &str| {
+            let args =
+                [command, model.as_str(), "--json"].into_iter().chain(options.iter().copied());
+            numbers(&apr(args).expect(0).json()["prompt_token_ids"])
+        };
+        assert_eq!(ids("trace"), ids("run"));
+    }
+}
