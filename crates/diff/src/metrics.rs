@@ -226,8 +226,10 @@ impl<At: Copy> Accumulator<At> {
             zero_norm,
             max_abs: max,
             rms: some((diff / finite as f64).sqrt()),
-            // Clamped: rounding may carry the quotient an ulp beyond 1.
-            cosine: some(dot / norm_a / norm_b).filter(|c| c.is_finite()).map(|c| c.clamp(-1., 1.)),
+            // Rounding may carry the quotient an ulp past 1, or leave equal vectors an ulp apart.
+            cosine: some(if diff == 0.0 { 1.0 } else { dot / norm_a / norm_b })
+                .filter(|cosine| zero_norm.is_none() && cosine.is_finite())
+                .map(|cosine| cosine.clamp(-1.0, 1.0)),
             norm_ratio: some(norm_a / norm_b).filter(|_| norm_b > 0.0),
             categories,
         }
@@ -279,9 +281,12 @@ mod tests {
 
     #[test]
     fn identical_values_are_at_distance_zero() {
-        let metrics = compare(&[1.0, -2.0], &[1.0, -2.0]);
-        assert_eq!((metrics.relative_l2, metrics.cosine), (Some(0.0), Some(1.0)));
-        assert!(metrics.within(0.0));
+        let values: Vec<f64> = (1..100).map(|i| f64::from(i).sin()).collect();
+        for len in 1..values.len() {
+            let metrics = compare(&values[..len], &values[..len]);
+            assert_eq!((metrics.relative_l2, metrics.cosine), (Some(0.0), Some(1.0)));
+            assert!(metrics.within(0.0));
+        }
     }
 
     #[test]

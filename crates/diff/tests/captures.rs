@@ -5,7 +5,7 @@ mod support;
 
 use std::path::Path;
 
-use apr_capture::{Capture, Layout, OpenOptions, Recorder, RecorderOptions, Rows};
+use apr_capture::{Capture, Dims, Layout, OpenOptions, Recorder, RecorderOptions, Rows};
 use apr_diff::*;
 use apr_model::{Observer, Site, Stage, Step, TapSet, Values, View};
 use support::*;
@@ -247,6 +247,23 @@ fn nothing_in_common_is_unmeasured_and_never_a_match() {
     let elsewhere = Some(TapSet::from_iter([Site::whole(Stage::FinalNorm)]));
     let found = compare(&a, &a, &Options { sites: elsewhere, ..Options::default() }).unwrap();
     assert_eq!(found.not_compared[0].reason, Reason::MissingOnBoth);
+    assert_eq!(found.outcome.exit_code(), 3);
+}
+
+#[test]
+fn rows_of_different_widths_are_named_with_both_shapes_and_not_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::whole(Stage::FinalNorm);
+    let record = |name: &str, hidden_size| {
+        let dims = Dims { hidden_size, ..dims() };
+        let out = dir.path().join(name);
+        let mut recorder =
+            Recorder::create(&out, provenance(), dims.clone(), only([site])).unwrap();
+        run(&mut recorder, &dims, &prefill(&[5])).unwrap();
+        Capture::open(recorder.finish().unwrap()).unwrap()
+    };
+    let found = diff(&record("a", 8), &record("b", 9));
+    assert_eq!(found.not_compared[0].reason, Reason::Shape { a: vec![1, 8], b: vec![1, 9] });
     assert_eq!(found.outcome.exit_code(), 3);
 }
 
