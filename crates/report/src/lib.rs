@@ -7,6 +7,7 @@ pub mod diff;
 pub mod inspect;
 mod json;
 mod table;
+pub mod tensors;
 pub mod trace;
 
 pub use table::{bytes, number};
