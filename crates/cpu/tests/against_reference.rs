@@ -1,5 +1,10 @@
 //! The CPU backend against the reference emulating the same arithmetic: what is left is the rounding of f32 sums.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the distances measured, for those who ask with --nocapture"
+)]
+
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
 use apr_model::Model;
 use apr_reference::{Arithmetic, Reference};

@@ -1,5 +1,10 @@
 //! The text that llama.cpp writes from the same files.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the distances measured, for those who ask with --nocapture"
+)]
+
 use apr_cpu::{Cpu, CpuOptions};
 use apr_format::Checkpoint;
 use apr_model::{Backend, LogitRows, Model, Phase, StepInput, Unobserved, top_k};

@@ -55,10 +55,8 @@ impl Plan {
             logit_rows: 0..1,
         };
         let taps = everything.wanted();
-        let mut cx = Cx::new(&planner, &step, &taps, &mut everything);
         let mut kv = vec![(); decoder.layers.len()];
-        forward(&mut cx, decoder, &mut kv)?;
-        drop(cx);
+        forward(&mut Cx::new(&planner, &step, &taps, &mut everything), decoder, &mut kv)?;
 
         let ops = planner.ops.into_inner();
         let canonical = serde_json::to_vec(&ops).expect("a plan is plain data");

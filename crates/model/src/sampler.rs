@@ -167,6 +167,6 @@ mod tests {
     #[test]
     fn top_k_puts_nan_last() {
         assert_eq!(top_k(&[f32::NAN, 1.0, 5.0, f32::NAN], 3), [2, 1, 0]);
-        assert_eq!(top_k(&[1.0], 0), []);
+        assert!(top_k(&[1.0], 0).is_empty());
     }
 }

@@ -1,5 +1,10 @@
 //! The reference backend against Hugging Face's implementation: every stage of every layer, and the text.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the distances measured, for those who ask with --nocapture"
+)]
+
 use std::ops::ControlFlow;
 
 use apr_capture::Capture;
