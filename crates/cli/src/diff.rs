@@ -27,7 +27,8 @@ Exit codes: 0 match, 1 differs, 2 error, 3 nothing (or not everything) was compa
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// What is under test: a capture, a tree or file of APRT, .npy files, .npz, foreign .safetensors, or a model.
+    /// What is under test: a capture, a tree or file of APRT, a directory of .npy, a .npz or foreign .safetensors,
+    /// or a model.
     a: PathBuf,
     /// The reference, of the same kind.
     b: PathBuf,

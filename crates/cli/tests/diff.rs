@@ -48,7 +48,14 @@ fn different_arithmetics_are_said_and_the_difference_is_still_scored() {
     let exact = scratch.capture("exact", &model, &["--tokens", "5,6,7", "--backend", "reference"]);
     let done = apr(["diff", &fast, &exact]).expect(1);
     says(&done, &["note: A keeps an f16 cache; B rounds neither", "--backend reference"]);
-    says(&done, &["DIFFERS: first beyond the tolerance is layers.0.", "DIFFERS\n"]);
+    says(
+        &done,
+        &[
+            "DIFFERS: first beyond the tolerance is layers.0.",
+            "DIFFERS\n",
+            "where the difference becomes visible",
+        ],
+    );
     let json = apr(["diff", &fast, &exact, "--json"]).expect(1).json();
     assert_eq!(json["a"]["arithmetic"], serde_json::json!({ "activations": [], "kv": "f16" }));
     assert_eq!(json["b"]["arithmetic"], serde_json::json!({ "activations": [], "kv": null }));
@@ -179,7 +186,8 @@ fn the_header_and_the_verdict_say_what_was_compared_with_what() {
     let capture = scratch.capture("cap", &model, &["--tokens", "5,6"]);
     let done = apr(["diff", &capture, &capture]).expect(0);
     let lines: Vec<&str> = done.stdout.lines().collect();
-    assert_eq!(lines[0], format!("A  {capture}: apr {}, cpu, {model}", env!("CARGO_PKG_VERSION")));
+    let tool = format!("A  {capture}: apr {}, cpu, {model}, plan ", env!("CARGO_PKG_VERSION"));
+    assert!(lines[0].starts_with(&tool), "{}", lines[0]);
     assert!(lines[1].starts_with("B  ") && lines[1].ends_with("(reference)"), "{}", lines[1]);
     assert_eq!(lines[2], "rows aligned by token position");
     let columns: Vec<&str> =

@@ -4,6 +4,7 @@ mod common;
 
 use std::{fs, path::Path};
 
+use apr_format::Checkpoint;
 use apr_report::number;
 use apr_testkit::{TINY, golden};
 use common::{Scratch, apr, fixture, ids, numbers};
@@ -188,6 +189,57 @@ fn decoding_computes_the_bits_of_reading_the_same_tokens() {
     }
 }
 
+/// The model of a directory as an `.apr` file, every tensor stored as it is.
+fn as_apr(scratch: &Scratch, model: &str) -> String {
+    let checkpoint = Checkpoint::open(model).unwrap();
+    let config = apr_model::read_config(&checkpoint).unwrap();
+    let mut writer = apr_format::apr::Writer::new();
+    writer.set("architecture", config.architecture.name());
+    for (key, value) in [
+        ("hidden_size", config.hidden_size),
+        ("num_layers", config.num_hidden_layers),
+        ("num_heads", config.num_attention_heads),
+        ("num_kv_heads", config.num_key_value_heads),
+        ("head_dim", config.head_dim),
+        ("intermediate_size", config.intermediate_size),
+        ("vocab_size", config.vocab_size),
+        ("max_position_embeddings", config.max_position_embeddings),
+    ] {
+        writer.set(key, value as u64);
+    }
+    writer.set("rms_norm_eps", config.rms_norm_eps).set("rope_theta", config.rope_theta);
+    for (name, tensor) in checkpoint.tensors() {
+        writer.tensor(name, tensor.dtype(), tensor.shape().clone()).unwrap();
+    }
+    let mut body = writer.begin(Vec::new()).unwrap();
+    while let Some((name, _)) = body.next_tensor() {
+        let name = name.to_owned();
+        body.tensor(&name, checkpoint.require(&name).unwrap().bytes()).unwrap();
+    }
+    scratch.write("model.apr", body.finish().unwrap())
+}
+
+#[test]
+fn the_container_decides_nothing() {
+    for name in ["qwen2", "qwen3", "llama"] {
+        let scratch = Scratch::new();
+        let directory = fixture(&format!("tiny/{name}"));
+        let gguf = fixture(&format!("tiny/{name}/{name}-F16.gguf"));
+        let apr_file = as_apr(&scratch, &directory);
+        let of = |model: &str| {
+            let args = ["trace", model, "--tokens", "5,6,7", "--decode", "2", "--json"];
+            apr(args).expect(0).json()
+        };
+        let expected = of(&directory);
+        for model in [&gguf, &apr_file] {
+            let found = of(model);
+            assert_eq!(found["token_ids"], expected["token_ids"], "{model}");
+            assert_eq!(found["architecture"], expected["architecture"], "{model}");
+            assert_eq!(found["steps"][0]["stages"], expected["steps"][0]["stages"], "{model}");
+        }
+    }
+}
+
 #[test]
 fn rows_and_stages_select_what_is_saved() {
     let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
@@ -251,6 +303,9 @@ fn an_interrupted_capture_is_refused_and_its_whole_steps_can_be_asked_for() {
     assert!(done.stderr.contains("incomplete") && done.stderr.contains("--allow-partial"));
     let read = apr(["diff", &partial, &capture, "--allow-partial", "--json"]).expect(0).json();
     assert_eq!(read["stages"][0]["rows"].as_array().unwrap().len(), 2);
+    assert_eq!((&read["a"]["complete"], &read["b"]["complete"]), (&false.into(), &true.into()));
+    let text = apr(["diff", &partial, &capture, "--allow-partial"]).expect(0).stdout;
+    assert!(text.contains("note: A is incomplete") && text.contains("only in B"), "{text}");
 }
 
 #[test]

@@ -309,11 +309,9 @@ impl fmt::Display for Outcome {
         match self {
             Self::Match { bitwise: true } => f.write_str("MATCH: equal bit for bit"),
             Self::Match { bitwise: false } => f.write_str("MATCH: all within the tolerance"),
-            Self::Differs { first } => write!(
-                f,
-                "DIFFERS: first beyond the tolerance is {first}; this is where the difference becomes visible, \
-                 not necessarily where it arises"
-            ),
+            Self::Differs { first } => {
+                write!(f, "DIFFERS: first beyond the tolerance is {first}")
+            }
             Self::Unmeasured { because } => write!(f, "UNMEASURED: {because}"),
         }
     }

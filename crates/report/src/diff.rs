@@ -8,7 +8,7 @@ use apr_diff::{
 };
 use serde::Serialize;
 
-use crate::table::{lines, magnitude, number, table};
+use crate::table::{lines, magnitude, number, plural, short, table};
 
 /// Stages that were not compared are listed up to this many.
 const MISSING_SHOWN: usize = 20;
@@ -21,9 +21,17 @@ pub fn captures(c: &Comparison) -> String {
     out += match c.alignment {
         Alignment::Positions => "rows aligned by token position\n",
         Alignment::LastRow => {
-            "rows aligned on the LAST row: a side does not know its positions, and tokens could not be compared\n"
+            "rows aligned on the LAST row of both: a side does not know its positions, and tokens could not be compared\n"
         }
     };
+    for (side, origin) in [("A", &c.a), ("B", &c.b)] {
+        if !origin.complete {
+            let _ = writeln!(
+                out,
+                "note: {side} is incomplete: its writer was interrupted, and only its whole steps are compared"
+            );
+        }
+    }
     if let Some(note) = arithmetic(&c.a, &c.b) {
         let _ = writeln!(out, "note: {note}");
     }
@@ -70,7 +78,12 @@ pub fn captures(c: &Comparison) -> String {
     notes.iter().for_each(|note| out += note);
     out += &logits.map_or(String::new(), tokens);
     out += &not_compared(c);
-    out + "\n" + &verdict(&c.outcome, c.tolerance, c.stages.len())
+    out += "\n";
+    out += &verdict(&c.outcome, c.tolerance, c.stages.len());
+    if let Outcome::Differs { .. } = c.outcome {
+        out += "This is where the difference becomes visible, not necessarily where it arises.\n";
+    }
+    out
 }
 
 /// Elements that are NaN or infinite on one side only: the first, and in how many stages there are more.
@@ -98,8 +111,7 @@ fn dead_rows(stages: &[StageComparison]) -> Option<String> {
 fn in_more_stages(count: usize) -> String {
     match count {
         0 => String::new(),
-        1 => "; and in 1 more stage".to_owned(),
-        n => format!("; and in {n} more stages"),
+        n => format!("; and in {}", plural(n, "more stage")),
     }
 }
 
@@ -116,11 +128,8 @@ fn not_compared(c: &Comparison) -> String {
     let mut rows = |why: &str, rows: fn(&StageComparison) -> usize| {
         let with: Vec<usize> = c.stages.iter().map(rows).filter(|&n| n > 0).collect();
         if !with.is_empty() {
-            lines.push(format!(
-                "{} rows of {} stages: {why}",
-                with.iter().sum::<usize>(),
-                with.len()
-            ));
+            let rows = plural(with.iter().sum(), "row");
+            lines.push(format!("{rows} of {}: {why}", plural(with.len(), "stage")));
         }
     };
     rows("only in A", |stage| stage.rows_only_a);
@@ -223,8 +232,9 @@ impl<'c> AprtReport<'c> {
 }
 
 fn origin(o: &Origin) -> String {
-    let details: Vec<&str> =
-        [&o.tool, &o.backend, &o.model].into_iter().flatten().map(String::as_str).collect();
+    let plan = o.plan_fingerprint.as_ref().map(|plan| format!("plan {}", short(plan)));
+    let details = [&o.tool, &o.backend, &o.model, &plan];
+    let details: Vec<&str> = details.into_iter().flatten().map(String::as_str).collect();
     match details.is_empty() {
         true => o.path.clone(),
         false => format!("{}: {}", o.path, details.join(", ")),
@@ -236,17 +246,7 @@ fn stage_row(stage: &StageComparison) -> Vec<String> {
     let indent = if stage.site.layer.is_some() { "  " } else { "" };
     let mut row = vec![format!("{indent}{}", stage.site.stage), stage.rows.len().to_string()];
     row.push(relative_l2(m));
-    match &m.max_abs {
-        // Where nothing differs there is no place to point at.
-        Some(pair) if pair.abs_diff() == 0.0 => row.extend(["0", "-", "-", "-"].map(str::to_owned)),
-        Some(pair) => row.extend([
-            magnitude(pair.abs_diff()),
-            place(&pair.at),
-            number(pair.a),
-            number(pair.b),
-        ]),
-        None => row.extend(["-", "-", "-", "-"].map(str::to_owned)),
-    }
+    row.extend(largest(m, place));
     row.extend([optional(m.rms), cosine(m.cosine), ratio(m.norm_ratio)]);
     row.push(categories(m));
     row.push(
@@ -258,6 +258,15 @@ fn stage_row(stage: &StageComparison) -> Vec<String> {
         .to_owned(),
     );
     row
+}
+
+/// The largest difference, its place and the two values. Where nothing differs there is no place to point at.
+pub(crate) fn largest<At>(m: &Metrics<At>, place: impl Fn(&At) -> String) -> [String; 4] {
+    match &m.max_abs {
+        Some(pair) if pair.abs_diff() == 0.0 => ["0", "-", "-", "-"].map(str::to_owned),
+        Some(pair) => [magnitude(pair.abs_diff()), place(&pair.at), number(pair.a), number(pair.b)],
+        None => ["-"; 4].map(str::to_owned),
+    }
 }
 
 pub(crate) fn relative_l2<At>(m: &Metrics<At>) -> String {
@@ -356,4 +365,48 @@ pub(crate) fn cosine(x: Option<f64>) -> String {
 
 pub(crate) fn verdict(outcome: &Outcome, tolerance: f64, compared: usize) -> String {
     format!("{outcome}\n(compared: {compared}; tolerance: relative L2 up to {tolerance:e})\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(arithmetic: Option<(&[&str], Option<&str>)>) -> Origin {
+        let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Origin {
+            path: "cap".to_owned(),
+            tool: None,
+            model: None,
+            backend: None,
+            plan_fingerprint: None,
+            complete: true,
+            arithmetic: arithmetic.map(|(activations, kv)| Arithmetic {
+                activations: strings(activations),
+                kv: kv.map(str::to_owned),
+            }),
+        }
+    }
+
+    #[test]
+    fn two_declared_arithmetics_that_differ_are_noted() {
+        let note = |a, b| arithmetic(&origin(Some(a)), &origin(Some(b)));
+        let fast = (&["Q8_0", "Q8_K"][..], Some("f16"));
+        let exact = (&[][..], None);
+        let text = note(fast, exact).unwrap();
+        assert!(text.starts_with(
+            "A rounds activations to Q8_0, Q8_K and keeps an f16 cache; \
+             B rounds neither activations nor the cache: differences of about 1e-2"
+        ));
+        assert!(note((&[], Some("f16")), exact).unwrap().contains("about 1e-3"));
+        assert_eq!(note(fast, fast), None);
+        assert_eq!(arithmetic(&origin(Some(fast)), &origin(None)), None, "nothing is declared");
+    }
+
+    #[test]
+    fn cosines_near_one_are_told_by_their_distance() {
+        assert_eq!(cosine(Some(1.0 - 2e-9)), "1-2.0e-9");
+        assert_eq!(cosine(Some(1.0)), "1.0000");
+        assert_eq!(cosine(Some(-0.5)), "-0.5000");
+        assert_eq!(cosine(None), "-");
+    }
 }

@@ -103,7 +103,7 @@ impl Inspection {
 
         out += "\nMetadata\n";
         for (key, value) in &self.metadata {
-            let _ = writeln!(out, "{key} = {value}");
+            let _ = writeln!(out, "{key} = {}", shortened(&value.to_string()));
         }
 
         out += "\nTensors\n";
@@ -117,6 +117,18 @@ impl Inspection {
             ]);
         }
         out + &lines(&tensors)
+    }
+}
+
+/// The beginning of a long value, such as a chat template.
+fn shortened(value: &str) -> String {
+    const SHOWN: usize = 160;
+    match value.char_indices().nth(SHOWN) {
+        None => value.to_owned(),
+        Some((end, _)) => {
+            let more = value[end..].chars().count();
+            format!("{} ... and {more} more characters", &value[..end])
+        }
     }
 }
 

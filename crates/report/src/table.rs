@@ -49,6 +49,16 @@ pub fn number(x: f64) -> String {
     }
 }
 
+/// As much of a fingerprint as tells two apart.
+pub(crate) fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..12).unwrap_or(fingerprint)
+}
+
+/// `1 row`, `2 rows`.
+pub(crate) fn plural(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// A difference: its magnitude is what counts.
 pub(crate) fn magnitude(x: f64) -> String {
     match x {

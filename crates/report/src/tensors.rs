@@ -5,7 +5,7 @@ use std::fmt::Write;
 use apr_diff::{CheckpointComparison, RelationKind, TensorComparison};
 
 use crate::{
-    diff::{categories, cosine, ratio, relative_l2, verdict},
+    diff::{categories, cosine, largest, ratio, relative_l2, verdict},
     table::{lines, number, table},
 };
 
@@ -52,9 +52,7 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
 
 fn row(tensor: &TensorComparison) -> Vec<String> {
     let m = &tensor.metrics;
-    let (largest, at) = m.max_abs.as_ref().map_or(("-".to_owned(), "-".to_owned()), |pair| {
-        (number(pair.abs_diff()), format!("[{}, {}]", pair.at.row, pair.at.col))
-    });
+    let [largest, at, ..] = largest(m, |at| format!("[{}, {}]", at.row, at.col));
     vec![
         tensor.name.clone(),
         tensor.dtype_a.clone(),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     json::finite_or_text,
-    table::{lines, number, table},
+    table::{lines, number, plural, short, table},
 };
 
 /// The report of `apr trace`.
@@ -131,19 +131,19 @@ impl Trace {
         let mut out = String::new();
         let _ = writeln!(
             out,
-            "{} ({}) on {} ({}, {} threads, {} cache), plan {}",
+            "{} ({}) on {} ({}, {}, {} cache), plan {}",
             self.model,
             self.architecture,
             self.backend,
             self.isa,
-            self.threads,
+            plural(self.threads, "thread"),
             self.kv,
-            &self.plan[..self.plan.len().min(12)],
+            short(&self.plan),
         );
         let _ = writeln!(
             out,
-            "prompt: {} tokens ({}): {}",
-            self.prompt_token_ids.len(),
+            "prompt: {} ({}): {}",
+            plural(self.prompt_token_ids.len(), "token"),
             self.prompt_mode,
             self.shown_prompt(),
         );
@@ -187,10 +187,10 @@ impl TraceStep {
         let rows = end - first;
         let _ = writeln!(
             out,
-            "step {}: {}, {rows} row{} at positions {first}..{end}",
+            "step {}: {}, {} at positions {first}..{end}",
             self.index,
             self.phase,
-            if rows == 1 { "" } else { "s" },
+            plural(rows, "row"),
         );
         let mut t =
             table(&["", "sample", "count", "min", "max", "mean", "std", "NaN", "Inf", "zeros"]);
@@ -207,10 +207,9 @@ impl TraceStep {
             let shown = if stage.all_rows.rows > 1 { 2 } else { 1 };
             for (i, (name, s)) in samples.into_iter().take(shown).enumerate() {
                 let of = |x: Option<f64>| x.map_or("-".to_owned(), number);
-                let sample = match (i, s.rows) {
-                    (1, _) => "last row".to_owned(),
-                    (_, 1) => "1 row".to_owned(),
-                    (_, n) => format!("{n} rows"),
+                let sample = match i {
+                    0 => plural(s.rows, "row"),
+                    _ => "last row".to_owned(),
                 };
                 t.add_row([
                     name,
