@@ -10,7 +10,7 @@ use apr_tensor::{DType, Shape, Stored};
 const EPS: f64 = f32::EPSILON as f64;
 
 /// Types of weights, with the offsets of the half-precision scales in a block.
-const QUANTIZED: [(DType, &[usize]); 12] = [
+const QUANTIZED: [(DType, &[usize]); 13] = [
     (DType::Q4_0, &[0]),
     (DType::Q4_1, &[0, 2]),
     (DType::Q5_0, &[0]),
@@ -23,6 +23,7 @@ const QUANTIZED: [(DType, &[usize]); 12] = [
     (DType::Q5_K, &[0, 2]),
     (DType::Q6_K, &[208]),
     (DType::IQ4_XS, &[0]),
+    (DType::AprQ4, &[0]),
 ];
 const FLOAT: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 

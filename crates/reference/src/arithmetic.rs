@@ -22,10 +22,11 @@ impl Arithmetic {
     /// Our CPU backend's: 8 bits for quantised weights, with exact sums where llama.cpp's Q8_1 has rounded ones;
     /// activations stay f32 for float weights.
     pub const CPU: Self = Self {
-        activations: |weight| match ActivationType::for_weight(weight) {
-            ActivationType::F16 | ActivationType::BF16 => ActivationType::F32,
-            ActivationType::Q8_1 => ActivationType::Q8_0,
-            kind => kind,
+        activations: |weight| match (weight, ActivationType::for_weight(weight)) {
+            // Multiplied as the Q4_0 that it is but for the order of nibbles.
+            (DType::AprQ4, _) | (_, ActivationType::Q8_1) => ActivationType::Q8_0,
+            (_, ActivationType::F16 | ActivationType::BF16) => ActivationType::F32,
+            (_, kind) => kind,
         },
         kv: DType::F16,
     };
