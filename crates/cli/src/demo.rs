@@ -45,7 +45,9 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
     let place = match &args.output {
         Some(directory) => {
-            let free = !directory.exists() || fs::read_dir(directory)?.next().is_none();
+            let taken = || format!("{} is no directory to write to", directory.display());
+            let free = !directory.exists()
+                || fs::read_dir(directory).with_context(taken)?.next().is_none();
             ensure!(free, "{} is not empty; give another directory", directory.display());
             directory.as_path()
         }

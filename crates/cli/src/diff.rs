@@ -10,7 +10,7 @@ use apr_model::read_config;
 use apr_report::diff::AprtReport;
 
 use crate::{
-    args::at_least_zero,
+    args::{at_least_one, at_least_zero},
     output::{self, Exit},
     selection,
 };
@@ -61,7 +61,7 @@ struct CaptureArgs {
     #[arg(long)]
     common: bool,
     /// How many of the likeliest tokens to compare [default: 10].
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = at_least_one)]
     top_k: Option<usize>,
     /// The model whose dimensions a bare tree of files has.
     #[arg(long, value_name = "MODEL")]

@@ -7,6 +7,7 @@ use apr_format::Checkpoint;
 use apr_model::{
     Backend, Finish, GenerateOptions, Model, Sampler, SamplerOptions, Unobserved, generate, top_k,
 };
+use apr_report::plural;
 use serde::Serialize;
 
 use crate::{
@@ -242,8 +243,8 @@ fn finish_name(finish: Finish) -> &'static str {
 
 fn summary(prompt: usize, prefill: Duration, generated: usize, decode: f64) -> String {
     let one = |what: &str, n: usize, seconds: f64| {
-        let (s, rate) = (if n == 1 { "" } else { "s" }, n as f64 / seconds.max(1e-9));
-        format!("{what}: {n} token{s} in {seconds:.3} s ({rate:.1} tokens/s)")
+        let (tokens, rate) = (plural(n, "token"), n as f64 / seconds.max(1e-9));
+        format!("{what}: {tokens} in {seconds:.3} s ({rate:.1} tokens/s)")
     };
     let prompt = one("prompt", prompt, prefill.as_secs_f64());
     // The first token is chosen from the prompt's logits.

@@ -3,7 +3,7 @@
 //! Asking for what the model does not have is an error that lists what it has: an empty selection that exits
 //! cleanly is how stages go missing.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use apr_model::{Site, Stage, TapSet};
 
 /// The sites among `sites` that `stages` and `layers` name.
@@ -50,23 +50,24 @@ fn parse_stages(list: &str) -> Result<Option<Vec<Stage>>> {
 }
 
 fn parse_layers(list: &str, count: u32) -> Result<Vec<u32>> {
-    let one = |text: &str| -> Result<u32> {
-        let layer = match text.trim() {
-            "last" => count.saturating_sub(1),
-            text => text.parse().with_context(|| {
-                format!("`{text}` is no layer; expected a number, a range such as 0..4, or `last`")
-            })?,
-        };
-        if layer >= count {
-            bail!(
-                "layer {layer} does not exist: the model has layers 0 to {}",
-                count.saturating_sub(1)
-            );
-        }
-        Ok(layer)
-    };
     let mut layers = Vec::new();
-    for part in list.split(',').filter(|part| !part.trim().is_empty()) {
+    for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let one = |text: &str| -> Result<u32> {
+            let layer = match text.trim() {
+                "last" => count.saturating_sub(1),
+                text => text.parse().ok().with_context(|| {
+                    format!(
+                        "`{part}` is no layer; expected a number, a range such as 0..4, or `last`"
+                    )
+                })?,
+            };
+            let last = count.saturating_sub(1);
+            ensure!(
+                layer < count,
+                "layer {layer} does not exist: the model has layers 0 to {last}"
+            );
+            Ok(layer)
+        };
         match part.split_once("..") {
             None => layers.push(one(part)?),
             Some((first, end)) => {
@@ -77,16 +78,12 @@ fn parse_layers(list: &str, count: u32) -> Result<Vec<u32>> {
                     None if end.trim().parse() == Ok(count) => count,
                     None => one(end)?,
                 };
-                if first >= end {
-                    bail!("the range {} is empty", part.trim());
-                }
+                ensure!(first < end, "the range {part} is empty");
                 layers.extend(first..end);
             }
         }
     }
-    if layers.is_empty() {
-        bail!("--layers names no layer");
-    }
+    ensure!(!layers.is_empty(), "--layers names no layer");
     Ok(layers)
 }
 
@@ -140,6 +137,9 @@ mod tests {
         assert!(names("all", Some("3..1")).unwrap_err().contains("empty"));
         assert!(names("all", Some(" , ")).unwrap_err().contains("names no layer"));
         assert!(names("", None).unwrap_err().contains("no stage named"));
-        assert!(names("all", Some("x")).unwrap_err().contains("`x` is no layer"));
+        for wrong in ["x", "..2", "1..", "-1", "99999999999"] {
+            let error = names("all", Some(wrong)).unwrap_err();
+            assert!(error.starts_with(&format!("`{wrong}` is no layer")), "{error}");
+        }
     }
 }

@@ -16,7 +16,10 @@ use apr_model::{
     Backend, Both, Error, Finish, GenerateOptions, LogitRows, Model, Observer, Sampler,
     SamplerOptions, TapSet, Unobserved, generate,
 };
-use apr_report::trace::{Candidate, StageStatistics, Statistics, Trace, TraceStep, site_names};
+use apr_report::{
+    plural,
+    trace::{Candidate, StageStatistics, Statistics, Trace, TraceStep, site_names},
+};
 use clap::ValueEnum;
 
 use crate::{
@@ -158,7 +161,11 @@ impl Job for Tracing<'_> {
         let mut observers = Both::new(recording, &mut watching);
 
         let options = GenerateOptions {
-            max_tokens: if args.values.decode == 0 { 0 } else { args.values.decode + 1 },
+            // Each step but the last reads the token that its predecessor chose.
+            max_tokens: match args.values.decode {
+                0 => 0,
+                steps => steps.saturating_add(1),
+            },
             chunk: args.values.chunk,
             prompt_logits: if args.save.rows == Rows::Last {
                 LogitRows::Last
@@ -310,16 +317,10 @@ impl Tracing<'_> {
         };
         let values = options.sites.iter().count();
         let mut recorder = Recorder::create(path, provenance, dims, options)?;
-        output::tell(format_args!(
-            "saving {} values of {} to {}: {}",
-            values,
-            match self.step_lengths(model).count() {
-                1 => "1 step".to_owned(),
-                n => format!("{n} steps"),
-            },
-            path.display(),
-            apr_report::bytes(bytes),
-        ));
+        let steps = self.step_lengths(model).count();
+        let (values, steps) = (plural(values, "value"), plural(steps, "step"));
+        let (path, bytes) = (path.display(), apr_report::bytes(bytes));
+        output::tell(format_args!("saving {values} of {steps} to {path}: {bytes}"));
         if let Some(tokenizer) = prompt.tokenizer.clone() {
             recorder = recorder.with_token_text(move |id| tokenizer.token_text(id).into_owned());
         }

@@ -34,7 +34,7 @@ fn what_is_no_model_is_refused_by_every_command() {
     fs::remove_file(format!("{no_config}/config.json")).unwrap();
     fs::create_dir(scratch.path("empty-directory")).unwrap();
     let cases = [
-        (scratch.path("missing.gguf"), "No such file"),
+        (scratch.path("missing.gguf"), "os error 2"),
         (scratch.path("empty-directory"), "config.json"),
         (scratch.write("empty.gguf", ""), "expected a GGUF, safetensors or .apr file"),
         (scratch.write("text.gguf", "this is no model"), "expected a GGUF, safetensors or .apr"),
@@ -129,6 +129,7 @@ fn options_out_of_range_or_in_conflict_are_refused() {
         ("trace", &["--layers", "0..3"], &["layer 3", "0 to 1"]),
         ("trace", &["--layers", "1..1"], &["empty"]),
         ("trace", &["--layers", "x"], &["`x` is no layer"]),
+        ("trace", &["--layers", "0,4294967295"], &["layer 4294967295", "0 to 1"]),
         ("trace", &["--save-tensor", "all"], &["--output"]),
         ("trace", &["--output", "x"], &["--save-tensor"]),
         ("trace", &["--rows", "last"], &["--save-tensor"]),
@@ -176,7 +177,7 @@ fn outputs_that_stand_in_the_way_are_refused_and_untouched() {
     save(&file, &[], &["file", "is not a directory"]);
     save(&full, &[], &["full", "is not empty", "--force"]);
     save(&full, &["--force"], &["full", "no manifest.json"]);
-    save(&below_a_file, &[], &["file", "Not a directory"]);
+    save(&below_a_file, &[], &["file", "os error"]);
     save("/proc/nowhere/cap", &[], &["/proc/nowhere"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
@@ -223,8 +224,8 @@ fn comparisons_of_what_cannot_be_compared_are_refused() {
     let empty = scratch.path("empty");
     let missing = scratch.path("missing");
     let cases: &[(&[&str], &[&str])] = &[
-        (&[&missing, &golden], &["missing", "No such file"]),
-        (&[&golden, &missing], &["missing", "No such file"]),
+        (&[&missing, &golden], &["missing", "os error 2"]),
+        (&[&golden, &missing], &["missing", "os error 2"]),
         (&[&golden, &model], &["a capture", "a model"]),
         (&[&file, &golden], &["an APRT file", "a capture"]),
         (&[&golden, &text], &["note.txt", "not a capture"]),
@@ -235,6 +236,7 @@ fn comparisons_of_what_cannot_be_compared_are_refused() {
         (&[&golden, &golden, "--layers", "2"], &["layer 2"]),
         (&[&golden, &golden, "--tolerance", "nan"], &["--tolerance"]),
         (&[&golden, &golden, "--tolerance", "-1"], &["--tolerance"]),
+        (&[&golden, &golden, "--top-k", "0"], &["--top-k", "1 or more"]),
         (&[&golden, &golden, "--map", &map], &["names.toml"]),
         (&[&golden, &golden, "--values"], &["--values", "two APRT files"]),
         (&[&golden, &golden, "--filter", "x"], &["--filter", "two models"]),

@@ -323,11 +323,13 @@ fn force_replaces_a_capture_and_nothing_is_left_of_the_old_one() {
 fn decode_steps_beyond_the_context_are_not_silently_left_out() {
     let model = fixture("tiny/qwen2");
     let prompt = vec!["5"; 510].join(",");
-    let args = ["trace", &model, "--tokens", &prompt, "--decode", "9", "--layers", "0", "--json"];
-    let json = apr(args).expect(0).json();
-    assert_eq!(json["steps"].as_array().unwrap().len(), 3);
-    let findings = names_of(&json["findings"]);
-    assert!(findings.iter().any(|f| f.contains("the context of 512 is full")), "{findings:?}");
+    for decode in ["9", "18446744073709551615"] {
+        let args = ["trace", &model, "--tokens", &prompt, "--decode", decode, "--layers", "0"];
+        let json = apr(args.into_iter().chain(["--json"])).expect(0).json();
+        assert_eq!(json["steps"].as_array().unwrap().len(), 3);
+        let findings = names_of(&json["findings"]);
+        assert!(findings.iter().any(|f| f.contains("the context of 512 is full")), "{findings:?}");
+    }
 }
 
 #[test]

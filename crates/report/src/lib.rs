@@ -10,4 +10,4 @@ mod table;
 pub mod tensors;
 pub mod trace;
 
-pub use table::{bytes, number};
+pub use table::{bytes, number, plural};

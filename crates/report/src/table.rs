@@ -55,7 +55,7 @@ pub(crate) fn short(fingerprint: &str) -> &str {
 }
 
 /// `1 row`, `2 rows`.
-pub(crate) fn plural(n: usize, what: &str) -> String {
+pub fn plural(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
