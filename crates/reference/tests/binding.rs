@@ -115,6 +115,11 @@ fn metadata_that_would_change_the_numbers_is_refused_by_key() {
         });
         assert!(message.contains(expected) && message.contains("draft.gguf"), "{key}: {message}");
     }
+    let message = refusal("llama3-rope", |draft| {
+        draft.metadata.insert("llama.rope.scaling.type", "linear");
+        draft.metadata.insert("llama.rope.scaling.factor", 2.0);
+    });
+    assert!(message.contains("rope_freqs.weight"), "{message}");
     let message = refusal("qwen2", |draft| {
         draft.metadata.remove("qwen2.block_count");
     });

@@ -151,6 +151,10 @@ fn from_hugging_face(checkpoint: &Checkpoint) -> Result<Config> {
         let supported = "sliding windows are not supported";
         return Err(keys.unsupported("use_sliding_window", true, supported));
     }
+    let layer_types = keys.metadata.strings("layer_types")?.unwrap_or_default();
+    if let Some(other) = layer_types.iter().find(|&&kind| kind != "full_attention") {
+        return Err(keys.unsupported("layer_types", other, "supported: full_attention"));
+    }
     if keys.metadata.bool("mlp_bias")? == Some(true) {
         return Err(keys.unsupported("mlp_bias", true, "supported: false"));
     }
@@ -181,9 +185,10 @@ fn from_hugging_face(checkpoint: &Checkpoint) -> Result<Config> {
         vocab_size: keys.count("vocab_size")?,
         max_position_embeddings: keys.count("max_position_embeddings")?,
         rms_norm_eps: keys.number("rms_norm_eps")?,
+        // The default of all three config classes; files of the first Llamas rely on it.
         rope_theta: keys
             .any_f64(&["rope_parameters.rope_theta", "rope_theta"])?
-            .ok_or_else(|| keys.missing("rope_theta"))?,
+            .unwrap_or(10_000.0),
         rope_scaling: hugging_face_scaling(&keys)?,
         rotary_dim: partial.map_or(head_dim, |p| (p * head_dim as f64) as usize),
         attention_bias: match architecture {

@@ -29,6 +29,14 @@ pub(crate) fn bind<B: Backend>(
         false => Some(tensors.take(Role::Output, [config.vocab_size, hidden])?),
     };
     if let Some(factors) = tensors.take_if_there(Role::RopeFreqs, [config.rotary_dim / 2])? {
+        if config.rope_scaling != RopeScaling::None {
+            return Err(Error::UnsupportedValue {
+                file: factors.file,
+                key: factors.name,
+                found: "there beside another scaling of rotary frequencies".to_owned(),
+                supported: "supported: one of the two".to_owned(),
+            });
+        }
         config.rope_scaling = RopeScaling::Factors(factors.stored.to_f32()?);
     }
 
