@@ -8,23 +8,23 @@ use clap::ValueEnum;
 #[command(next_help_heading = "Backend")]
 pub(crate) struct BackendArgs {
     /// What runs the ops.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
     pub(crate) backend: BackendName,
     /// Threads of the cpu backend [default: all cores]. Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,
     /// Instruction set of the cpu backend: scalar, avx2, avx512 or neon [default: the best that the machine has].
     /// Results do not depend on it.
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<Isa>,
     /// What activations are rounded to before they meet quantised weights.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub(crate) activations: ActivationsArg,
     /// What keys and values are kept as [default: f16; f64 on the reference backend].
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) kv: Option<KvArg>,
     /// Number type of the reference backend [default: f64].
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) precision: Option<Precision>,
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, Debug, clap::Args)]
-#[command(next_help_heading = "Sampling")]
+#[command(next_help_heading = "Generation")]
 struct Sampling {
     /// The most tokens to generate.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]

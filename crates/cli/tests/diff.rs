@@ -181,6 +181,52 @@ fn a_tree_of_files_is_the_capture_it_holds() {
 }
 
 #[test]
+fn model_files_are_compared_tensor_by_tensor_whatever_their_containers() {
+    let (model, gguf) = (fixture("tiny/qwen2"), fixture("tiny/qwen2/qwen2-F16.gguf"));
+    says(&apr(["diff", &model, &model]).expect(0), &["MATCH: equal bit for bit", "compared: 26"]);
+    says(&apr(["diff", &gguf, &model]).expect(0), &["MATCH: all within the tolerance"]);
+    // Llama's GGUF stores rows of heads in another order, which is no difference.
+    let (llama, gguf) = (fixture("tiny/llama"), fixture("tiny/llama/llama-F16.gguf"));
+    let done = apr(["diff", &gguf, &llama]).expect(0);
+    assert!(!done.stdout.contains("TRANSPOSED") && !done.stdout.contains("INTERLEAVED"));
+    says(&done, &["compared: 30"]);
+    apr(["diff", &model, &llama]).expect(1);
+
+    let done = apr(["diff", &model, &model, "--filter", "no such name"]).expect(2);
+    assert!(done.stderr.contains("no tensor of either file has `no such name`"));
+    says(&apr(["diff", &model, &model, "--filter", "attn_q"]).expect(0), &["compared: 4"]);
+}
+
+#[test]
+fn a_transposed_weight_in_the_last_layer_is_found_and_called_that() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let transposed = scratch.model_with("model.layers.1.self_attn.q_proj.weight", |elements| {
+        for row in 0..64 {
+            for column in row + 1..64 {
+                elements.swap(row * 64 + column, column * 64 + row);
+            }
+        }
+    });
+    let done = apr(["diff", &transposed, &model]).expect(1);
+    says(&done, &["DIFFERS: first beyond the tolerance is blk.1.attn_q.weight", "TRANSPOSED"]);
+    assert_eq!(done.stdout.matches("TRANSPOSED").count(), 1, "{}", done.stdout);
+
+    // Statistics of values look healthy; the comparison of values does not.
+    let a = scratch.capture("a", &transposed, &["--tokens", "5,6,7"]);
+    let b = scratch.capture("b", &model, &["--tokens", "5,6,7"]);
+    let done = apr(["diff", &a, &b]).expect(1);
+    says(&done, &["DIFFERS: first beyond the tolerance is layers.1.qkv_matmul"]);
+}
+
+#[test]
+fn a_nan_in_a_weight_differs_and_is_located() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let nan = scratch.model_with_nan("model.layers.1.mlp.gate_proj.weight");
+    let done = apr(["diff", &model, &nan]).expect(1);
+    says(&done, &["1 MISMATCHED", "first blk.1.ffn_gate.weight, [0, 0]: ", "NaN in B"]);
+}
+
+#[test]
 fn the_header_and_the_verdict_say_what_was_compared_with_what() {
     let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
     let capture = scratch.capture("cap", &model, &["--tokens", "5,6"]);

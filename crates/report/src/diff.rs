@@ -69,7 +69,8 @@ pub fn captures(c: &Comparison) -> String {
         }
         out += &lines(&t);
     }
-    let notes = [mismatches(&c.stages), dead_rows(&c.stages)];
+    let metrics = c.stages.iter().map(|stage| (stage.site.to_string(), &stage.metrics));
+    let notes = [mismatches(metrics, Location::to_string, "stage"), dead_rows(&c.stages)];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     let logits = c.stages.iter().find_map(|stage| stage.logits.as_ref());
     if !notes.is_empty() || logits.is_some() {
@@ -86,13 +87,17 @@ pub fn captures(c: &Comparison) -> String {
     out
 }
 
-/// Elements that are NaN or infinite on one side only: the first, and in how many stages there are more.
-fn mismatches(stages: &[StageComparison]) -> Option<String> {
-    let mut with = stages.iter().filter_map(|s| Some((s, s.metrics.categories.first.as_ref()?)));
-    let (stage, first) = with.next()?;
-    let (at, a, b) = (&first.at, first.a, first.b);
-    let (site, more) = (stage.site, in_more_stages(with.count()));
-    Some(format!("NaN/Inf on one side only: first {site}, {at}: {a} in A, {b} in B{more}\n"))
+/// Elements that are NaN or infinite on one side only: the first, and how many more of `thing` have some.
+pub(crate) fn mismatches<'m, At: 'm>(
+    all: impl IntoIterator<Item = (String, &'m Metrics<At>)>,
+    place: impl Fn(&At) -> String,
+    thing: &str,
+) -> Option<String> {
+    let first = |(name, m): (String, &'m Metrics<At>)| Some((name, m.categories.first.as_ref()?));
+    let mut with = all.into_iter().filter_map(first);
+    let (name, pair) = with.next()?;
+    let (at, a, b, more) = (place(&pair.at), pair.a, pair.b, in_more(with.count(), thing));
+    Some(format!("NaN/Inf on one side only: first {name}, {at}: {a} in A, {b} in B{more}\n"))
 }
 
 /// Rows that are zero throughout on one side only, told like [`mismatches`].
@@ -102,16 +107,16 @@ fn dead_rows(stages: &[StageComparison]) -> Option<String> {
     let mut with = stages.iter().filter_map(|stage| Some((stage.site, dead(stage)?)));
     let (site, (position, side)) = with.next()?;
     let position = position.map_or("unknown".to_owned(), |p| p.to_string());
-    let more = in_more_stages(with.count());
+    let more = in_more(with.count(), "stage");
     Some(format!(
         "rows of zeros on one side only: first {site}, position {position}, zero in {side}{more}\n"
     ))
 }
 
-fn in_more_stages(count: usize) -> String {
+fn in_more(count: usize, thing: &str) -> String {
     match count {
         0 => String::new(),
-        n => format!("; and in {}", plural(n, "more stage")),
+        n => format!("; and in {}", plural(n, &format!("more {thing}"))),
     }
 }
 

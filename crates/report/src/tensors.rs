@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use apr_diff::{CheckpointComparison, RelationKind, TensorComparison};
+use apr_diff::{Cell, CheckpointComparison, RelationKind, TensorComparison};
 
 use crate::{
-    diff::{categories, cosine, largest, ratio, relative_l2, verdict},
-    table::{lines, number, table},
+    diff::{categories, cosine, largest, mismatches, ratio, relative_l2, verdict},
+    table::{lines, magnitude, table},
 };
 
 /// Tensors that were not compared are listed up to this many.
@@ -38,6 +38,11 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
         out += "\n";
         out += &lines(&t);
     }
+    let metrics = c.tensors.iter().map(|tensor| (tensor.name.clone(), &tensor.metrics));
+    if let Some(note) = mismatches(metrics, place, "tensor") {
+        out += "\n";
+        out += &note;
+    }
     if !c.not_compared.is_empty() {
         out += "\nnot compared, and not scored:\n";
         for missing in c.not_compared.iter().take(MISSING_SHOWN) {
@@ -50,9 +55,13 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
     out + "\n" + &verdict(&c.outcome, c.tolerance, c.tensors.len())
 }
 
+fn place(at: &Cell) -> String {
+    format!("[{}, {}]", at.row, at.col)
+}
+
 fn row(tensor: &TensorComparison) -> Vec<String> {
     let m = &tensor.metrics;
-    let [largest, at, ..] = largest(m, |at| format!("[{}, {}]", at.row, at.col));
+    let [largest, at, ..] = largest(m, place);
     vec![
         tensor.name.clone(),
         tensor.dtype_a.clone(),
@@ -81,7 +90,7 @@ fn judgement(tensor: &TensorComparison) -> String {
         RelationKind::RowsInHalves => "rows of heads IN HALVES in A",
     };
     match relation.relative_l2 {
-        Some(left) if left > 0.0 => format!("{what} (leaves {})", number(left)),
+        Some(left) if left > 0.0 => format!("{what} (leaves {})", magnitude(left)),
         _ => what.to_owned(),
     }
 }

@@ -120,17 +120,23 @@ impl Scratch {
         output
     }
 
-    /// The tiny Qwen2 model with a NaN as the first element of a tensor.
-    pub(crate) fn model_with_nan(&self, tensor: &str) -> String {
-        let model = self.copy(&fixture("tiny/qwen2"), "with-nan");
+    /// The tiny Qwen2 model with a tensor changed, which is stored as BF16.
+    pub(crate) fn model_with(&self, tensor: &str, change: impl FnOnce(&mut [[u8; 2]])) -> String {
+        let model = self.copy(&fixture("tiny/qwen2"), "changed");
         let path = PathBuf::from(&model).join("model.safetensors");
         let mut bytes = fs::read(&path).unwrap();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
         assert_eq!(header[tensor]["dtype"], "BF16");
-        let start = 8 + length + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
-        bytes[start..start + 2].copy_from_slice(&0x7FC0u16.to_le_bytes());
+        let offset =
+            |i: usize| 8 + length + header[tensor]["data_offsets"][i].as_u64().unwrap() as usize;
+        change(bytes[offset(0)..offset(1)].as_chunks_mut().0);
         fs::write(&path, bytes).unwrap();
         model
+    }
+
+    /// The tiny Qwen2 model with a NaN as the first element of a tensor.
+    pub(crate) fn model_with_nan(&self, tensor: &str) -> String {
+        self.model_with(tensor, |elements| elements[0] = 0x7FC0u16.to_le_bytes())
     }
 }

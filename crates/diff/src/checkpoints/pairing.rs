@@ -156,7 +156,9 @@ pub(super) fn pair<'c>(a: &Side<'c>, b: &Side<'c>, filter: Option<&str>) -> Resu
     match filter {
         Some(filter) if !matched => {
             let names = [a, b].into_iter().flat_map(|m| m.checkpoint.tensors().take(2));
-            let examples: Vec<_> = names.map(|(name, _)| format!("`{name}`")).collect();
+            let mut examples: Vec<_> = names.map(|(name, _)| format!("`{name}`")).collect();
+            examples.sort();
+            examples.dedup();
             Err(Error::NothingMatches { filter: filter.to_owned(), examples: examples.join(", ") })
         }
         _ => Ok(pairing),
