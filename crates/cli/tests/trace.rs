@@ -82,12 +82,36 @@ fn a_traced_run_writes_the_ids_of_an_untraced_one() {
 
 #[test]
 fn json_holds_every_number_of_the_text() {
-    let model = fixture("tiny/qwen3");
-    let args = ["trace", &model, "-p", "def f(", "--decode", "1"];
-    let text = apr(args).expect(0).stdout;
-    let json = apr(args.into_iter().chain(["--json"])).expect(0).json();
+    let scratch = Scratch::new();
+    // NaN and Inf are numbers of the text too.
+    let nan = scratch.model_with_nan("model.layers.1.mlp.gate_proj.weight");
+    for model in [fixture("tiny/qwen3"), nan] {
+        let args = ["trace", &model, "-p", "def f(", "--decode", "1"];
+        let text = apr(args).expect(0).stdout;
+        let json = apr(args.into_iter().chain(["--json"])).expect(0).json();
 
-    // The text as JSON says it should be, cell by cell.
+        let mut lines = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "));
+        for row in rows(&json) {
+            assert!(lines.any(|line| line.ends_with(&row)), "missing or out of order: {row}");
+        }
+        let header = text.lines().next().unwrap();
+        for key in ["model", "architecture", "backend", "isa", "kv"] {
+            assert!(header.contains(json[key].as_str().unwrap()), "{key}: {header}");
+        }
+        assert!(header.contains(&json["plan"].as_str().unwrap()[..12]), "{header}");
+        for finding in names_of(&json["findings"]) {
+            assert!(text.contains(&finding), "{finding}");
+        }
+    }
+}
+
+/// The ends of the rows of a trace's tables, as its JSON says they should be.
+fn rows(json: &Value) -> Vec<String> {
+    let shown = |value: &Value| match value {
+        Value::Null => "-".to_owned(),
+        Value::String(name) => name.clone(),
+        value => number(value.as_f64().unwrap()),
+    };
     let mut rows = Vec::new();
     for step in json["steps"].as_array().unwrap() {
         for stage in step["stages"].as_array().unwrap() {
@@ -95,33 +119,20 @@ fn json_holds_every_number_of_the_text() {
             let samples = if several { &["all_rows", "last_row"][..] } else { &["all_rows"] };
             for sample in samples.iter().map(|sample| &stage[*sample]) {
                 let mut cells = vec![sample["count"].to_string()];
-                cells.extend(
-                    ["min", "max", "mean", "std"].map(|k| number(sample[k].as_f64().unwrap())),
-                );
-                cells.extend(["nan", "inf", "zeros"].map(|k| sample[k].to_string()));
+                cells.extend(["min", "max", "mean", "std"].map(|key| shown(&sample[key])));
+                cells.extend(["nan", "inf", "zeros"].map(|key| sample[key].to_string()));
                 rows.push(cells.join(" "));
             }
         }
         for candidate in step["top"].as_array().unwrap() {
-            let logit = number(candidate["logit"].as_f64().unwrap());
-            let probability = candidate["probability"].as_f64().unwrap();
-            rows.push(format!("{} {logit} {probability:.4}", candidate["id"]));
+            let probability = match candidate["probability"].as_f64() {
+                Some(probability) => format!("{probability:.4}"),
+                None => shown(&candidate["probability"]),
+            };
+            rows.push(format!("{} {} {probability}", candidate["id"], shown(&candidate["logit"])));
         }
     }
-    let lines: Vec<String> =
-        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    let mut lines = lines.iter();
-    for row in &rows {
-        assert!(lines.any(|line| line.ends_with(row)), "not in the text, or out of order: {row}");
-    }
-    let header = text.lines().next().unwrap();
-    for key in ["model", "architecture", "backend", "isa", "kv"] {
-        assert!(header.contains(json[key].as_str().unwrap()), "{key}: {header}");
-    }
-    assert!(header.contains(&json["plan"].as_str().unwrap()[..12]), "{header}");
-    for finding in names_of(&json["findings"]) {
-        assert!(text.contains(&finding), "{finding}");
-    }
+    rows
 }
 
 fn names_of(values: &Value) -> Vec<String> {
@@ -243,19 +254,22 @@ fn the_container_decides_nothing() {
 #[test]
 fn rows_and_stages_select_what_is_saved() {
     let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
-    let tensors = |name: &str, stages: &str, more: &[&str]| {
+    let tensors = |name: &str, stages: &str, more: &[&str], size: &str| {
         let output = scratch.path(name);
         let args = ["trace", &model, "--tokens", "5,6,7,8,9", "--save-tensor", stages];
         let done = apr(args.into_iter().chain(["-o", &output]).chain(more.iter().copied()));
-        assert_eq!(done.expect(0).stdout, output.clone() + "\n");
+        let done = done.expect(0);
+        assert_eq!(done.stdout, output.clone() + "\n");
+        assert!(done.stderr.ends_with(&format!(": {size}\n")), "{}", done.stderr);
         let manifest = manifest(&output);
         let steps = manifest["steps"].as_array().unwrap().clone();
         steps.iter().flat_map(|s| s["tensors"].as_array().unwrap().clone()).collect::<Vec<_>>()
     };
-    let one = tensors("one", "layer_output,logits", &["--layers", "last", "--rows", "1..3"]);
+    let one =
+        tensors("one", "layer_output,logits", &["--layers", "last", "--rows", "1..3"], "3.0 KiB");
     assert_eq!(names(&Value::from(one.clone()), "name"), ["layers.1.post_ffn_residual", "lm_head"]);
     assert_eq!(one[0]["positions"], serde_json::json!([1, 2]));
-    let last = tensors("last", "attn_norm,lm_head", &["--rows", "last", "--chunk", "2"]);
+    let last = tensors("last", "attn_norm,lm_head", &["--rows", "last", "--chunk", "2"], "2.8 KiB");
     let positions: Vec<_> = last.iter().map(|t| t["positions"].to_string()).collect();
     // Of each chunk, but logits after the prompt only.
     assert_eq!(positions, ["[1]", "[1]", "[3]", "[3]", "[4]", "[4]", "[4]"]);
