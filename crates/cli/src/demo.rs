@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use apr_capture::{Capture, Dims, Provenance, Recorder, RecorderOptions, manifest};
+use apr_capture::{Capture, Dims, Recorder, RecorderOptions};
 use apr_cpu::{Cpu, CpuOptions};
 use apr_diff::{Comparison, Options, Outcome, compare};
 use apr_format::Checkpoint;
@@ -22,7 +22,10 @@ use apr_reference::{Arithmetic, Reference};
 use apr_tensor::Bytes;
 use apr_tokenizer::{Specials, Tokenizer};
 
-use crate::output::{self, Exit};
+use crate::{
+    output::{self, Exit},
+    provenance::provenance,
+};
 
 const MODEL_NAME: &str = "pycoder-3m-Q4_K_M.gguf (embedded)";
 const MODEL: &[u8] = include_bytes!("../../../fixtures/pycoder-3m/pycoder-3m-Q4_K_M.gguf");
@@ -31,8 +34,8 @@ const GOLDEN_MANIFEST: &[u8] =
 const GOLDEN_STEP: &[u8] =
     include_bytes!("../../../fixtures/golden/pycoder-3m-Q4_K_M/capture/step-0000.safetensors");
 
-const PROMPT: &str = "def fibonacci(n):\n";
-const TOKENS: usize = 48;
+const PROMPT: &str = "def fib(n):\n    if n";
+const TOKENS: usize = 36;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -127,23 +130,8 @@ fn against_golden<B: Backend>(
     output: &Path,
     golden: &Capture,
 ) -> Result<Comparison> {
+    let provenance = provenance(model, checkpoint, None);
     let dims = Dims::from(model.config());
-    let info = model.backend().info();
-    let provenance = Provenance {
-        tool: manifest::Tool { name: "apr".into(), version: env!("CARGO_PKG_VERSION").into() },
-        model: manifest::Model {
-            path: MODEL_NAME.to_owned(),
-            format: checkpoint.container().to_string(),
-            architecture: Some(model.config().architecture.name().to_owned()),
-            index_sha256: Some(checkpoint.index_sha256()),
-            file_sha256: None,
-            config: Some(dims.clone()),
-        },
-        prompt: None,
-        backend: Some((&info).into()),
-        plan: Some(model.plan().into()),
-        kv: Some(info.kv.name().to_lowercase()),
-    };
     let options = RecorderOptions::new(model.all_taps());
     let mut recorder = Recorder::create(output, provenance, dims, options)?;
     let tokens: Vec<u32> =

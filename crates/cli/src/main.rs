@@ -12,6 +12,7 @@ mod engine;
 mod inspect;
 mod output;
 mod prompt;
+mod provenance;
 mod run;
 mod selection;
 mod trace;

@@ -7,9 +7,8 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use anyhow::{Result, bail};
 use apr_capture::{
-    Dims, Layout, Precision, Provenance, Recorder, RecorderOptions, Rows, StepStatistics,
-    Telemetry, check_space, estimate,
-    manifest::{self, Tool},
+    Dims, Layout, Precision, Recorder, RecorderOptions, Rows, StepStatistics, Telemetry,
+    check_space, estimate,
 };
 use apr_format::Checkpoint;
 use apr_model::{
@@ -27,6 +26,7 @@ use crate::{
     engine::{self, Job},
     output::{self, Exit, Progress},
     prompt::Prompt,
+    provenance::provenance,
     selection,
 };
 use watch::{Ticker, TopTokens};
@@ -286,25 +286,8 @@ impl Tracing<'_> {
         let precision = if args.save.f64 { Precision::F64 } else { Precision::F32 };
         let bytes = estimate(&sites, &args.save.rows, precision, &dims, self.step_lengths(model));
         check_space(path, bytes)?;
-        let info = model.backend().info();
-        let provenance = Provenance {
-            tool: Tool { name: "apr".into(), version: env!("CARGO_PKG_VERSION").into() },
-            model: manifest::Model {
-                path: checkpoint.path().display().to_string(),
-                format: checkpoint.container().to_string(),
-                architecture: Some(model.config().architecture.name().to_owned()),
-                index_sha256: Some(checkpoint.index_sha256()),
-                file_sha256: args.save.hash_model.then(|| checkpoint.file_sha256()),
-                config: Some(dims.clone()),
-            },
-            prompt: Some(manifest::Prompt {
-                mode: prompt.mode.to_owned(),
-                text: prompt.text.clone(),
-            }),
-            backend: Some((&info).into()),
-            plan: Some(model.plan().into()),
-            kv: Some(info.kv.name().to_lowercase()),
-        };
+        let mut provenance = provenance(model, checkpoint, Some(prompt));
+        provenance.model.file_sha256 = args.save.hash_model.then(|| checkpoint.file_sha256());
         let options = RecorderOptions {
             rows: args.save.rows.clone(),
             precision,
