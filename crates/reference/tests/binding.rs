@@ -98,7 +98,7 @@ fn refusal(name: &str, alter: impl FnOnce(&mut Draft)) -> String {
 
 #[test]
 fn metadata_that_would_change_the_numbers_is_refused_by_key() {
-    let cases: [(&str, Value, &str); 9] = [
+    let cases: [(&str, Value, &str); 12] = [
         ("general.architecture", Value::from("gpt9"), "`gpt9` is not supported; supported: qwen2"),
         ("qwen2.rope.scaling.type", Value::from("yarn"), "supported: none, linear"),
         ("qwen2.attention.sliding_window", Value::from(128u64), "attention.sliding_window"),
@@ -108,6 +108,9 @@ fn metadata_that_would_change_the_numbers_is_refused_by_key() {
         ("qwen2.block_count", Value::from(u64::MAX / 2), "at most"),
         ("qwen2.embedding_length", Value::from("wide"), "qwen2.embedding_length"),
         ("qwen2.attention.value_length", Value::from(7u64), "value_length"),
+        ("qwen2.attention.causal", Value::from(false), "attention.causal"),
+        ("qwen2.attention.key_length", Value::from(0u64), "an even number from 2"),
+        ("qwen2.rope.dimension_count", Value::from(0u64), "an even number from 2"),
     ];
     for (key, value, expected) in cases {
         let message = refusal("qwen2", |draft| {
@@ -124,6 +127,24 @@ fn metadata_that_would_change_the_numbers_is_refused_by_key() {
         draft.metadata.remove("qwen2.block_count");
     });
     assert!(message.contains("`qwen2.block_count`"), "{message}");
+}
+
+#[test]
+fn a_factor_of_rotary_scaling_counts_under_either_name_and_without_a_type() {
+    let mut draft = Draft::of(&open("tiny/qwen2/qwen2-F16.gguf"));
+    let plain = bits(&draft.gguf());
+    draft.metadata.insert("qwen2.rope.scaling.factor", 4.0f32);
+    draft.metadata.insert("qwen2.rope.scaling.type", "linear");
+    let scaled = bits(&draft.gguf());
+    assert!(scaled != plain);
+
+    draft.metadata.remove("qwen2.rope.scaling.type");
+    assert!(bits(&draft.gguf()) == scaled, "linear is what llama.cpp takes no type for");
+    draft.metadata.remove("qwen2.rope.scaling.factor");
+    draft.metadata.insert("qwen2.rope.scale_linear", 4.0f32);
+    assert!(bits(&draft.gguf()) == scaled, "the old name");
+    draft.metadata.insert("qwen2.rope.scaling.type", "none");
+    assert!(bits(&draft.gguf()) == plain);
 }
 
 #[test]

@@ -95,11 +95,13 @@ fn from_gguf(checkpoint: &Checkpoint) -> Result<Config> {
     ] {
         keys.refuse_unless(&key(suffix), neutral)?;
     }
-    let scaling_type = keys.metadata.str(&key("rope.scaling.type"))?.unwrap_or("none");
-    let rope_scaling = match scaling_type {
-        "none" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: keys.number(&key("rope.scaling.factor"))? },
-        other => {
+    keys.refuse_if(&key("attention.causal"), false)?;
+    // As in llama.cpp: a factor is enough, under either name, and 0 is none.
+    let factor = keys.any_f64(&[&key("rope.scaling.factor"), &key("rope.scale_linear")])?;
+    let rope_scaling = match (keys.metadata.str(&key("rope.scaling.type"))?, factor) {
+        (Some("none"), _) | (None | Some("linear"), None | Some(0.0)) => RopeScaling::None,
+        (None | Some("linear"), Some(factor)) => RopeScaling::Linear { factor },
+        (Some(other), _) => {
             return Err(keys.unsupported(
                 &key("rope.scaling.type"),
                 other,
@@ -147,17 +149,13 @@ fn from_hugging_face(checkpoint: &Checkpoint) -> Result<Config> {
         });
     }
     let architecture = keys.architecture(keys.str("model_type")?)?;
-    if keys.metadata.bool("use_sliding_window")? == Some(true) {
-        let supported = "sliding windows are not supported";
-        return Err(keys.unsupported("use_sliding_window", true, supported));
-    }
+    keys.refuse_if("use_sliding_window", true)?;
     let layer_types = keys.metadata.strings("layer_types")?.unwrap_or_default();
     if let Some(other) = layer_types.iter().find(|&&kind| kind != "full_attention") {
         return Err(keys.unsupported("layer_types", other, "supported: full_attention"));
     }
-    if keys.metadata.bool("mlp_bias")? == Some(true) {
-        return Err(keys.unsupported("mlp_bias", true, "supported: false"));
-    }
+    keys.refuse_if("mlp_bias", true)?;
+    keys.refuse_if("is_causal", false)?;
     match keys.metadata.str("hidden_act")? {
         None | Some("silu") => {}
         Some(other) => return Err(keys.unsupported("hidden_act", other, "supported: silu")),
@@ -209,6 +207,10 @@ fn hugging_face_scaling(keys: &Keys<'_>) -> Result<RopeScaling> {
             Some(kind) => kind,
             None => match keys.metadata.str(&key("type"))? {
                 Some(kind) => kind,
+                // A factor without a rule would be passed over.
+                None if keys.metadata.get(&key("factor")).is_some() => {
+                    return Err(keys.missing(&key("rope_type")));
+                }
                 None => continue,
             },
         };
@@ -339,7 +341,7 @@ impl<'c> Keys<'c> {
 
     fn optional_count(&self, key: &str) -> Result<Option<usize>> {
         match self.metadata.u64(key)? {
-            // Larger than any dimension that exists, small enough for products of three.
+            // Larger than any dimension that exists; products of two do not overflow.
             Some(n) if n > MAX_DIMENSION => {
                 Err(self.unsupported(key, n, format!("at most {MAX_DIMENSION} is sensible")))
             }
@@ -385,6 +387,13 @@ impl<'c> Keys<'c> {
         }
     }
 
+    fn refuse_if(&self, key: &str, value: bool) -> Result<()> {
+        match self.metadata.bool(key)? == Some(value) {
+            true => Err(self.unsupported(key, value, format!("supported: absent or {}", !value))),
+            false => Ok(()),
+        }
+    }
+
     /// Checks what the decoder relies on.
     fn consistent(&self, config: Config) -> Result<Config> {
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
@@ -392,10 +401,10 @@ impl<'c> Keys<'c> {
             let supported = format!("it must divide the {heads} query heads");
             return Err(self.unsupported("num_key_value_heads", kv_heads, supported));
         }
-        if config.rotary_dim > config.head_dim || !config.rotary_dim.is_multiple_of(2) {
-            let supported =
-                format!("an even number up to head_dim = {} is needed", config.head_dim);
-            return Err(self.unsupported("rotary dimensions", config.rotary_dim, supported));
+        let (rotary_dim, head_dim) = (config.rotary_dim, config.head_dim);
+        if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
+            let supported = format!("an even number from 2 to head_dim = {head_dim} is needed");
+            return Err(self.unsupported("rotary dimensions", rotary_dim, supported));
         }
         if !(config.rms_norm_eps.is_finite() && config.rms_norm_eps >= 0.0) {
             return Err(self.unsupported("rms_norm_eps", config.rms_norm_eps, "it must be finite"));
