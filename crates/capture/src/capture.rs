@@ -144,6 +144,12 @@ impl Capture {
         self.provenance.as_ref()
     }
 
+    /// The model's dimensions, where there is a manifest that has them. A bare tree of the same model can be opened
+    /// with them, see [`OpenOptions::dims`].
+    pub fn dims(&self) -> Option<&Dims> {
+        self.provenance.as_ref()?.model.config.as_ref()
+    }
+
     /// Whether the writer came to its end.
     pub fn is_complete(&self) -> bool {
         self.complete
