@@ -223,11 +223,16 @@ fn interpret(site: Site, array: &Array, dims: Option<&Dims>) -> Result<(Vec<usiz
     if axes == Axes::RowChannel && shape.len() == 1 {
         shape.insert(0, 1);
     }
-    if shape.len() != flat.names().len() {
+    let wrong = |expected: String| {
         let what = format!("the shape of `{}`", array.name);
-        let expected = format!("the dimensions {:?} of {site}", axes.names());
-        let found = format!("{:?}", array.shape);
-        return Err(Error::malformed(array.source.path(), what, expected, found));
+        Err(Error::malformed(array.source.path(), what, expected, format!("{:?}", array.shape)))
+    };
+    if shape.len() != flat.names().len() {
+        return wrong(format!("the dimensions {:?} of {site}", axes.names()));
+    }
+    // Rows of nothing take no bytes, so a file of any size could claim any number of them.
+    if shape[flat.row_axis()] > 0 && shape.contains(&0) {
+        return wrong("at least one value in a row".to_owned());
     }
     Ok((shape, flat))
 }

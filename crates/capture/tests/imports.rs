@@ -178,6 +178,33 @@ fn two_arrays_for_one_stage_and_shapes_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn rows_without_values_are_refused_however_many_are_claimed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.npz");
+    let empty = npy(&[1 << 60, 0], &[]);
+    let parts = ["q_proj", "k_proj", "v_proj"].map(|p| format!("layers.0.self_attn.{p}"));
+    for names in [vec!["layers.0.ffn_gate"], parts.iter().map(String::as_str).collect()] {
+        let arrays: Vec<_> = names.iter().map(|name| (*name, empty.clone())).collect();
+        npz(&path, &arrays, zip::CompressionMethod::Stored);
+        let error = open(&path, Some(dims())).unwrap_err().to_string();
+        assert!(error.contains("at least one value in a row"), "{error}");
+    }
+}
+
+#[test]
+fn a_bare_tree_can_be_read_with_the_dimensions_of_another_capture() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = record(&dir.path().join("whole"), |_| {}).unwrap();
+    let bare = record(&dir.path().join("bare"), |o| o.layout = Layout::Aprt).unwrap();
+    fs::remove_file(bare.join("manifest.json")).unwrap();
+
+    let whole = Capture::open(whole).unwrap();
+    assert_eq!(whole.dims(), Some(&dims()));
+    let bare = open(&bare, whole.dims().cloned()).unwrap();
+    assert_eq!((bare.sites(), bare.dims()), (whole.sites(), None));
+}
+
+#[test]
 fn what_is_no_capture_is_refused_with_what_would_be() {
     let dir = tempfile::tempdir().unwrap();
     let error = Capture::open(dir.path()).unwrap_err().to_string();
