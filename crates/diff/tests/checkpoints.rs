@@ -209,3 +209,19 @@ fn a_filter_selects_by_either_name_and_may_not_select_nothing() {
     let error = compare_checkpoints(&a, &b, &options).unwrap_err();
     assert!(error.to_string().contains("attn_z"), "{error}");
 }
+
+#[test]
+fn a_tensor_of_nothing_is_not_compared_however_large_it_claims_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    for dims in [[1 << 60, 0], [0, 1 << 60]] {
+        let mut writer = Writer::new();
+        writer.tensor("nothing", DType::U8, dims).unwrap();
+        let mut body = writer.begin(fs::File::create(&path).unwrap()).unwrap();
+        body.tensor("nothing", &[]).unwrap();
+        body.finish().unwrap();
+        let found = diff(&open(&path), &open(&path));
+        assert_eq!(found.not_compared[0].reason, Reason::NothingFinite);
+        assert_eq!(found.outcome.exit_code(), 3);
+    }
+}
