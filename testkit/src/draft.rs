@@ -1,8 +1,8 @@
 //! Model files made in memory: from others, altered.
 
-use std::io::Write;
+use std::{fs, io::Write, path::Path};
 
-use apr_format::{Checkpoint, Map, Metadata, apr, gguf, write::Body};
+use apr_format::{Checkpoint, Map, Metadata, apr, gguf, safetensors, write::Body};
 use apr_model::role_of;
 use apr_tensor::{Bytes, DType, Stored};
 use half::f16;
@@ -88,14 +88,36 @@ impl Draft {
         self.read("draft.apr", writer.begin(Vec::new()).unwrap_or_else(|e| panic!("{e}")))
     }
 
-    fn read<W: Write + Into<Vec<u8>>>(&self, name: &str, mut body: Body<W>) -> Checkpoint {
+    /// The draft as a Hugging Face model in `directory`, which has no other files.
+    ///
+    /// # Panics
+    /// If it cannot be written and read.
+    pub fn hugging_face(&self, directory: &Path) -> Checkpoint {
+        let mut writer = safetensors::Writer::new();
+        for (name, stored) in &self.tensors {
+            let declared = writer.tensor(name, stored.dtype(), stored.shape().clone());
+            declared.unwrap_or_else(|e| panic!("{e}"));
+        }
+        let weights = self.fill(writer.begin(Vec::new()).unwrap_or_else(|e| panic!("{e}")));
+        let config = serde_json::Value::from(&self.metadata).to_string();
+        for (name, bytes) in [("model.safetensors", weights), ("config.json", config.into())] {
+            fs::write(directory.join(name), bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        Checkpoint::open(directory).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn read(&self, name: &str, body: Body<Vec<u8>>) -> Checkpoint {
+        let file = Bytes::from(self.fill(body));
+        Checkpoint::from_bytes(name, file).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn fill<W: Write>(&self, mut body: Body<W>) -> W {
         while let Some((next, _)) = body.next_tensor() {
             let next = next.to_owned();
             let (_, stored) = self.tensors.iter().find(|(n, _)| *n == next).expect("declared");
             body.tensor(&next, stored.bytes()).unwrap_or_else(|e| panic!("{e}"));
         }
-        let file: Vec<u8> = body.finish().unwrap_or_else(|e| panic!("{e}")).into();
-        Checkpoint::from_bytes(name, Bytes::from(file)).unwrap_or_else(|e| panic!("{e}"))
+        body.finish().unwrap_or_else(|e| panic!("{e}"))
     }
 }
 

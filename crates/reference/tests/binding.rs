@@ -186,6 +186,57 @@ fn tensors_that_do_not_fit_the_config_are_refused_by_name() {
 }
 
 #[test]
+fn a_tied_head_that_is_stored_too_must_be_the_embedding() {
+    let directory = tempfile::tempdir().unwrap();
+    let original = open("tiny/qwen2");
+    let mut draft = Draft::of(&original);
+    let head = draft.tensor("model.embed_tokens.weight").clone();
+    draft.tensors.push(("lm_head.weight".to_owned(), head.clone()));
+    assert!(bits(&draft.hugging_face(directory.path())) == bits(&original));
+
+    *draft.tensor("lm_head.weight") = head.permute_rows(|row| row ^ 1);
+    let message = load(&draft.hugging_face(directory.path())).err().map(|e| e.to_string());
+    let message = message.unwrap_or_default();
+    assert!(message.contains("tie_word_embeddings") && message.contains("lm_head"), "{message}");
+
+    draft.metadata.insert("tie_word_embeddings", false);
+    assert!(bits(&draft.hugging_face(directory.path())) != bits(&original));
+}
+
+#[test]
+fn config_json_that_would_change_the_numbers_is_refused_by_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let object = |key: &str, value: Value| Value::from([(key, value)].into_iter().collect::<Map>());
+    let cases: [(&str, Value); 6] = [
+        ("use_sliding_window", true.into()),
+        ("layer_types", vec!["full_attention", "sliding_attention"].into()),
+        ("is_causal", false.into()),
+        ("hidden_act", "gelu".into()),
+        ("rope_parameters", object("factor", 2.0.into())),
+        ("rope_parameters", object("rope_type", "yarn".into())),
+    ];
+    for (key, value) in cases {
+        let mut draft = Draft::of(&open("tiny/qwen2"));
+        draft.metadata.insert(key, value.clone());
+        let error = load(&draft.hugging_face(directory.path())).err();
+        let message = error.map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains(key), "{key} = {value}: {message}");
+    }
+}
+
+#[test]
+fn a_tensor_of_an_unknown_type_is_refused_and_not_passed_over() {
+    let mut file = std::fs::read(fixture("tiny/llama/llama-F16.gguf")).unwrap();
+    let name = [&13u64.to_le_bytes()[..], b"output.weight"].concat();
+    let at = file.windows(name.len()).position(|bytes| bytes == name).expect("it has a head");
+    // After the name: the number of dimensions, two of them, the type.
+    file[at + name.len() + 4 + 2 * 8..][..4].copy_from_slice(&9999u32.to_le_bytes());
+    let checkpoint = Checkpoint::from_bytes("llama.gguf", Bytes::from(file)).unwrap();
+    let message = load(&checkpoint).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(message.contains("`output.weight`") && message.contains("9999"), "{message}");
+}
+
+#[test]
 fn every_tensor_of_the_fixtures_has_a_role() {
     for name in TINY {
         for file in [format!("tiny/{name}"), format!("tiny/{name}/{name}-F16.gguf")] {

@@ -24,8 +24,11 @@ pub(crate) fn bind<B: Backend>(
 
     let table = tensors.take(Role::TokenEmbd, [config.vocab_size, hidden])?;
     let head = match config.tie_word_embeddings {
-        // Hugging Face ties on the config's word, whatever else the file holds.
-        true => tensors.take_if_there(Role::Output, [config.vocab_size, hidden])?.and(None),
+        true => {
+            let stored_too = tensors.take_if_there(Role::Output, [config.vocab_size, hidden])?;
+            stored_too.map_or(Ok(()), |head| head.refuse_unless_tied(&table))?;
+            None
+        }
         false => Some(tensors.take(Role::Output, [config.vocab_size, hidden])?),
     };
     if let Some(factors) = tensors.take_if_there(Role::RopeFreqs, [config.rotary_dim / 2])? {
@@ -40,7 +43,8 @@ pub(crate) fn bind<B: Backend>(
         config.rope_scaling = RopeScaling::Factors(factors.stored.to_f32()?);
     }
 
-    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    // Grows with the layers that are there: their number is only the file's word.
+    let mut layers = Vec::new();
     for index in 0..config.num_hidden_layers {
         let mut take = |role: LayerRole, shape: &[usize]| {
             tensors.take(Role::Layer(index, role), Shape::new(shape))
@@ -123,6 +127,21 @@ impl Named {
         backend.vector(&Self::stored(parts)).map_err(|error| Self::blame(parts, error))
     }
 
+    /// Some files store a tied head all the same. Where it is another matrix than the `table` it is tied to,
+    /// engines differ in which they use (transformers before 5 the table, since then the head).
+    fn refuse_unless_tied(&self, table: &Self) -> Result<()> {
+        let (head, table) = (&self.stored, &table.stored);
+        if head.dtype() == table.dtype() && head.bytes()[..] == table.bytes()[..] {
+            return Ok(());
+        }
+        Err(Error::UnsupportedValue {
+            file: self.file.clone(),
+            key: "tie_word_embeddings".to_owned(),
+            found: format!("true, but `{}` is not the embedding", self.name),
+            supported: "remove the tensor, or set the key to false to use it".to_owned(),
+        })
+    }
+
     fn stored(parts: &[Self]) -> Vec<Stored> {
         parts.iter().map(|part| part.stored.clone()).collect()
     }
@@ -174,6 +193,10 @@ struct Tensors<'c> {
 
 impl<'c> Tensors<'c> {
     fn of(checkpoint: &'c Checkpoint, config: &Config) -> Result<Self> {
+        // Passed over, a head of an unknown type would pass for a tied one.
+        if let Some((name, _)) = checkpoint.unreadable().next() {
+            checkpoint.require(name)?;
+        }
         let file = checkpoint.path().display().to_string();
         let mut by_role = BTreeMap::new();
         let mut foreign = Vec::new();
