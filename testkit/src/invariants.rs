@@ -187,7 +187,7 @@ pub fn every_stage_is_shown_in_order<B: Backend>(backend: impl Fn() -> B) {
     }
 }
 
-/// A value put in at any site is what the rest of the step uses, and a wrong shape is refused.
+/// A value put in at any site is what the rest of the step uses; a wrong shape is refused, and so are steps after it.
 ///
 /// Each site is replaced by its own value first, which must change nothing, and then by that value with one element
 /// moved, which must change something downstream and nothing upstream.
@@ -228,6 +228,8 @@ pub fn replaced_values_are_used<B: Backend>(backend: impl Fn() -> B) {
                 matches!(error, Error::ReplacementShape { site: s, .. } if s == site),
                 "{error}"
             );
+            let again = step(&model, &mut cache, &tokens, 0, &mut Unobserved);
+            assert!(matches!(again, Err(Error::BrokenCache)), "{name}: goes on after {site}");
         }
     }
 }

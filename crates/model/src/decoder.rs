@@ -40,6 +40,7 @@ pub(crate) fn forward<B: Backend>(
     kv: &mut [B::Kv],
 ) -> Result<B::Tensor> {
     let Decoder { config, rope, embed_tokens, layers, norm, lm_head } = decoder;
+    assert_eq!(kv.len(), layers.len(), "the cache is one of this model's");
     let step = cx.step();
     let rotation = rope.table(step.first_position..step.first_position + step.tokens.len());
 

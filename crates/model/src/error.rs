@@ -98,6 +98,9 @@ pub enum Error {
         /// Positions that there are.
         capacity: usize,
     },
+    /// A step of this cache's sequence ended half-way: some layers may have rows that others lack.
+    #[error("an earlier step of this sequence failed: begin again with a new cache")]
+    BrokenCache,
     /// There is no most likely token.
     #[error(
         "{wrong} of {vocab_size} logits are NaN or infinite: no token can be chosen; `apr trace --payload` shows where it begins"

@@ -55,12 +55,12 @@ impl<B: Backend> Model<B> {
         let layers = (0..config.num_hidden_layers)
             .map(|_| self.backend.kv(shape, capacity))
             .collect::<Result<_>>()?;
-        Ok(Cache { layers, len: 0, capacity, steps: 0 })
+        Ok(Cache { layers, len: 0, capacity, steps: 0, broken: false })
     }
 
     /// Runs `input` through the model, after what `cache` has seen, in front of `observer`.
     ///
-    /// An error leaves the cache unusable for more than inspection of its length.
+    /// Input that is refused leaves `cache` as it was. After any other error no further step can use it.
     pub fn step(
         &self,
         input: StepInput<'_>,
@@ -74,6 +74,9 @@ impl<B: Backend> Model<B> {
         }
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::TokenOutOfRange { id, vocab_size });
+        }
+        if cache.broken {
+            return Err(Error::BrokenCache);
         }
         let needed = cache.len + tokens.len();
         if needed > cache.capacity {
@@ -93,6 +96,7 @@ impl<B: Backend> Model<B> {
         if !taps.is_empty() {
             observer.begin(&step).map_err(at_edge)?;
         }
+        cache.broken = true;
         let mut cx = Cx::new(&self.backend, &step, &taps, observer);
         let logits = forward(&mut cx, &self.decoder, &mut cache.layers)?;
         cx.finish()?;
@@ -100,6 +104,7 @@ impl<B: Backend> Model<B> {
             observer.end(&step).map_err(at_edge)?;
         }
 
+        cache.broken = false;
         cache.len = needed;
         cache.steps += 1;
         self.download(&logits, vocab_size)
@@ -164,6 +169,8 @@ pub struct Cache<B: Backend> {
     len: usize,
     capacity: usize,
     steps: usize,
+    /// Whether a step began that did not come to its end.
+    broken: bool,
 }
 
 impl<B: Backend> Cache<B> {
