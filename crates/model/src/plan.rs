@@ -3,7 +3,7 @@
 //! A [`Plan`] is made by running the one forward pass on a backend that computes nothing and only writes down
 //! which kernel the real backend would have run. So there is no second description of the model that could
 //! disagree with the first, and no way for an observer to influence it. Its fingerprint stands in
-//! every capture: two runs with the same fingerprint did the same arithmetic.
+//! every capture: two runs of one model with the same fingerprint did the same arithmetic.
 
 use std::cell::RefCell;
 
@@ -74,7 +74,7 @@ impl Plan {
         &self.sites
     }
 
-    /// A hash of everything that decides the bits of the result.
+    /// A hash of the ops: with the model's weights and constants, which are not in it, it decides the bits of the result.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
