@@ -110,7 +110,7 @@ pub struct StageComparison {
     /// Which stage, of which layer.
     #[serde(serialize_with = "site")]
     pub site: Site,
-    /// Whether it is within the tolerance: by norm, in every category, and without a row that is dead on one side only.
+    /// Whether it is within the tolerance: by norm, in every category, and [row by row](RowScore::within).
     pub within: bool,
     /// Whether all that was compared is equal bit for bit, and stored in the same type.
     pub bitwise: bool,
@@ -156,6 +156,14 @@ pub struct RowScore {
     /// The side on which the row is all zeros, if it is on one only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead: Option<Side>,
+}
+
+impl RowScore {
+    /// Whether the row is within the tolerance by itself, and not all zeros on one side only. The norm of a stage is
+    /// that of its largest row, often the first token's, beside which another row may be wrong throughout.
+    pub fn within(&self, tolerance: f64) -> bool {
+        self.dead.is_none() && self.relative_l2.is_none_or(|error| error <= tolerance)
+    }
 }
 
 /// Where an element stands in a stage.

@@ -18,7 +18,7 @@ pub struct Options {
     pub sites: Option<TapSet>,
     /// Compare what both sides hold and do not miss the rest.
     pub common: bool,
-    /// The largest relative L2 that counts as equal.
+    /// The largest relative L2 that counts as equal, of a stage and of each of its rows.
     pub tolerance: f64,
     /// How many of the best tokens to compare.
     pub top_k: usize,
@@ -155,7 +155,7 @@ impl StagePair<'_> {
         }
 
         let mut sum = Accumulator::default();
-        let mut scores = Vec::with_capacity(rows.pairs.len());
+        let mut scores: Vec<RowScore> = Vec::with_capacity(rows.pairs.len());
         let mut logits = (self.site.stage == Stage::LmHead).then(|| LogitRows::new(options.top_k));
         let mut bitwise = true;
         for (index, &(row_a, row_b)) in rows.pairs.iter().enumerate() {
@@ -178,7 +178,7 @@ impl StagePair<'_> {
         Ok(Ok(StageComparison {
             site: self.site,
             within: metrics.within(options.tolerance)
-                && scores.iter().all(|row: &RowScore| row.dead.is_none()),
+                && scores.iter().all(|row| row.within(options.tolerance)),
             bitwise,
             metrics,
             rows: scores,

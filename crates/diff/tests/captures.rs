@@ -182,6 +182,23 @@ fn a_row_of_zeros_on_one_side_is_no_match_however_small_the_other() {
 }
 
 #[test]
+fn a_row_that_is_wrong_throughout_does_not_hide_beside_a_large_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::layer(0, Stage::FfnOut);
+    let record = |name: &str, second: f32| {
+        capture_of(&dir.path().join(name), &[prefill(&[5, 6])], only([site]), |_, _, values| {
+            values[..8].fill(1e7);
+            values[8..].fill(second);
+        })
+    };
+    let found = diff(&record("a", -1.0), &record("b", 1.0));
+    let stage = stage(&found, site);
+    assert!(stage.metrics.relative_l2.unwrap() < 1e-6);
+    assert_eq!((stage.within, stage.worst_row().unwrap().relative_l2), (false, Some(2.0)));
+    assert_eq!(found.outcome.exit_code(), 1);
+}
+
+#[test]
 fn rows_after_another_token_are_named_and_not_scored() {
     let dir = tempfile::tempdir().unwrap();
     let a = capture_of(&dir.path().join("a"), &[prefill(&[5, 6, 7, 8])], all(), same);
