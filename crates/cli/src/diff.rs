@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use apr_capture::{Capture, Dims, NameMap, OpenOptions};
-use apr_diff::{Options, Outcome, TensorOptions, compare, compare_aprt, compare_checkpoints};
+use apr_diff::{Options, TensorOptions, compare, compare_aprt, compare_checkpoints};
 use apr_format::Checkpoint;
 use apr_model::read_config;
 use apr_report::diff::AprtReport;
@@ -191,8 +191,7 @@ fn captures(args: &Args) -> Result<Exit> {
         None => None,
     };
     let options = OpenOptions { allow_partial: args.captures.allow_partial, dims, names };
-    let a = Capture::open_with(&args.a, &options)?;
-    let b = Capture::open_with(&args.b, &options)?;
+    let (a, b) = open_both(&args.a, &args.b, &options)?;
     let sites = match (&args.captures.stages, &args.captures.layers) {
         (None, None) => None,
         (stages, layers) => {
@@ -217,7 +216,30 @@ fn captures(args: &Args) -> Result<Exit> {
     } else {
         output::print(&apr_report::diff::captures(&comparison))?;
     }
-    Ok(exit(&comparison.outcome))
+    Ok(Exit::from(&comparison.outcome))
+}
+
+/// Opens both captures. Files without shapes are read with the dimensions that the other side states.
+fn open_both(a: &Path, b: &Path, options: &OpenOptions) -> Result<(Capture, Capture)> {
+    let beside = |other: &Capture| {
+        let dims = options.dims.as_ref().or(other.dims()).cloned();
+        OpenOptions { dims, ..options.clone() }
+    };
+    match Capture::open_with(a, options) {
+        Ok(a) => {
+            let b = Capture::open_with(b, &beside(&a))?;
+            Ok((a, b))
+        }
+        Err(needs @ apr_capture::Error::NeedsDims { .. }) => {
+            let b = Capture::open_with(b, options)?;
+            let beside = beside(&b);
+            if beside.dims.is_none() {
+                return Err(needs.into());
+            }
+            Ok((Capture::open_with(a, &beside)?, b))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn aprt(args: &Args) -> Result<Exit> {
@@ -229,7 +251,7 @@ fn aprt(args: &Args) -> Result<Exit> {
     } else {
         output::print(&report.text())?;
     }
-    Ok(exit(&comparison.outcome))
+    Ok(Exit::from(&comparison.outcome))
 }
 
 fn models(args: &Args) -> Result<Exit> {
@@ -241,13 +263,5 @@ fn models(args: &Args) -> Result<Exit> {
     } else {
         output::print(&apr_report::tensors::checkpoints(&comparison))?;
     }
-    Ok(exit(&comparison.outcome))
-}
-
-fn exit(outcome: &Outcome) -> Exit {
-    match outcome.exit_code() {
-        0 => Exit::Success,
-        1 => Exit::Differs,
-        _ => Exit::Unmeasured,
-    }
+    Ok(Exit::from(&comparison.outcome))
 }

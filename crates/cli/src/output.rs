@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use apr_diff::Outcome;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How a command ended.
@@ -21,6 +22,16 @@ pub(crate) enum Exit {
     Error,
     /// Nothing, or not everything asked for, was compared.
     Unmeasured,
+}
+
+impl From<&Outcome> for Exit {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome.exit_code() {
+            0 => Self::Success,
+            1 => Self::Differs,
+            _ => Self::Unmeasured,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
