@@ -5,8 +5,8 @@
 use std::{collections::BTreeSet, ops::Range};
 
 use apr_model::{
-    Attended, AttentionInner, Backend, BackendInfo, Gated, HostTensor, Inner, Kernel, KvShape, Op,
-    Result, RopeTable, Sink, Site,
+    Attended, AttentionInner, Backend, BackendInfo, Error, Gated, HostTensor, Inner, Kernel,
+    KvShape, Op, Result, RopeTable, Sink, Site,
 };
 use apr_tensor::{DType, Stored};
 
@@ -37,6 +37,9 @@ impl Backend for Cpu {
     }
 
     fn vector(&self, parts: &[Stored]) -> Result<Vec<f32>> {
+        if !parts.iter().all(|part| part.dtype().can_dequantize()) {
+            return Err(Error::weight_type("cpu", parts, DType::can_dequantize));
+        }
         let mut vector = Vec::new();
         for part in parts {
             vector.extend(part.to_f32()?);

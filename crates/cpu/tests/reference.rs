@@ -271,11 +271,13 @@ fn embedding_is_the_definition_of_every_stored_type() {
 }
 
 #[test]
-fn a_type_that_cannot_be_multiplied_is_refused_by_name() {
+fn a_type_that_cannot_be_read_is_refused_with_those_that_can() {
     let cpu = Cpu::new(CpuOptions::default()).unwrap();
-    let table = Stored::new(DType::IQ1_S, [1, 256].into(), vec![0; 50].into()).unwrap();
-    let message = cpu.weight(&[table]).unwrap_err().to_string();
-    assert!(message.contains("IQ1_S") && message.contains("Q4_K"), "{message}");
+    let table = [Stored::new(DType::IQ1_S, [1, 256].into(), vec![0; 50].into()).unwrap()];
+    for error in [cpu.weight(&table).unwrap_err(), cpu.vector(&table).unwrap_err()] {
+        let message = error.to_string();
+        assert!(message.contains("IQ1_S") && message.contains("Q4_K"), "{message}");
+    }
 }
 
 #[test]
