@@ -110,8 +110,8 @@ pub struct HostTensor {
 
 /// Somebody who sees, and may replace, values of a step.
 pub trait Observer {
-    /// The sites that this observer wants in the coming step. Asked once per step; a site outside the
-    /// set is neither shown nor replaceable.
+    /// The sites that this observer wants in the coming step: the same until that step has ended. A site outside
+    /// the set is neither shown nor replaceable.
     fn wanted(&self) -> TapSet;
 
     /// A step begins. An error ends it before anything is computed.
