@@ -98,7 +98,7 @@ fn refusal(name: &str, alter: impl FnOnce(&mut Draft)) -> String {
 
 #[test]
 fn metadata_that_would_change_the_numbers_is_refused_by_key() {
-    let cases: [(&str, Value, &str); 12] = [
+    let cases: [(&str, Value, &str); 13] = [
         ("general.architecture", Value::from("gpt9"), "`gpt9` is not supported; supported: qwen2"),
         ("qwen2.rope.scaling.type", Value::from("yarn"), "supported: none, linear"),
         ("qwen2.attention.sliding_window", Value::from(128u64), "attention.sliding_window"),
@@ -111,6 +111,7 @@ fn metadata_that_would_change_the_numbers_is_refused_by_key() {
         ("qwen2.attention.causal", Value::from(false), "attention.causal"),
         ("qwen2.attention.key_length", Value::from(0u64), "an even number from 2"),
         ("qwen2.rope.dimension_count", Value::from(0u64), "an even number from 2"),
+        ("qwen2.rope.scaling.factor", Value::from(f32::NAN), "scaling factor"),
     ];
     for (key, value, expected) in cases {
         let message = refusal("qwen2", |draft| {

@@ -412,6 +412,12 @@ impl<'c> Keys<'c> {
         if !(config.rope_theta.is_finite() && config.rope_theta > 0.0) {
             return Err(self.unsupported("rope_theta", config.rope_theta, "it must be positive"));
         }
+        if let RopeScaling::Linear { factor } | RopeScaling::Llama3(Llama3Scaling { factor, .. }) =
+            config.rope_scaling
+            && !(factor.is_finite() && factor > 0.0)
+        {
+            return Err(self.unsupported("rotary scaling factor", factor, "it must be positive"));
+        }
         Ok(config)
     }
 }
