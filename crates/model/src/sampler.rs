@@ -5,7 +5,7 @@ use crate::{Error, Result};
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerOptions {
-    /// 0 takes the most likely token; larger values flatten the distribution.
+    /// Values above 0 flatten the distribution; any other, NaN included, takes the most likely token.
     pub temperature: f64,
     /// Only the `top_k` most likely tokens; 0 for all.
     pub top_k: usize,
@@ -43,14 +43,14 @@ impl Sampler {
         if wrong > 0 || logits.is_empty() {
             return Err(Error::LogitsNotFinite { wrong, vocab_size: logits.len() });
         }
-        let greedy = self.options.temperature <= 0.0;
-        let keep = match (greedy, self.options.top_k) {
-            (true, _) => 1,
-            (false, 0) => logits.len(),
-            (false, k) => k.min(logits.len()),
+        let random = self.options.temperature > 0.0;
+        let keep = match (random, self.options.top_k) {
+            (false, _) => 1,
+            (true, 0) => logits.len(),
+            (true, k) => k.min(logits.len()),
         };
         let mut ids = top_k(logits, keep);
-        if greedy {
+        if !random {
             return Ok(ids[0]);
         }
         let max = f64::from(logits[ids[0] as usize]);
@@ -118,7 +118,10 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_largest_and_the_lower_id_of_equals() {
-        assert_eq!(draws(SamplerOptions::default(), &[0.0, 3.0, -1.0, 3.0], 1), [1]);
+        for temperature in [0.0, -1.0, f64::NAN] {
+            let options = SamplerOptions { temperature, ..SamplerOptions::default() };
+            assert_eq!(draws(options, &[0.0, 3.0, -1.0, 3.0], 1), [1], "{temperature}");
+        }
     }
 
     #[test]
