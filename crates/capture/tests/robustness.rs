@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 
 use apr_capture::*;
 use apr_model::{Site, Stage, TapSet};
+use serde_json::json;
 use support::*;
 
 const MUTATIONS: u64 = 10_000;
@@ -98,6 +99,34 @@ fn small(out: &Path, layout: Layout) {
 
 fn with_dims() -> OpenOptions {
     OpenOptions { dims: Some(dims()), ..OpenOptions::default() }
+}
+
+#[test]
+fn a_manifest_that_contradicts_itself_or_its_files_is_refused_with_the_claim() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("cap");
+    small(&out, Layout::Safetensors);
+    let path = out.join("manifest.json");
+    let whole: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let norm = whole["steps"][0]["tensors"].as_array().unwrap().len() - 1;
+    for (pointer, claim, word) in [
+        (format!("/steps/0/tensors/{norm}/positions"), json!([0, 1, 9]), "the step's tokens"),
+        (format!("/steps/0/tensors/{norm}/positions"), json!([0, 1]), "one for each of 3 rows"),
+        (format!("/steps/0/tensors/{norm}/shape"), json!([3, 9]), "as the manifest says"),
+        (format!("/steps/0/tensors/{norm}/dtype"), json!("F16"), "as the manifest says"),
+        (format!("/steps/0/tensors/{norm}/axes"), json!(["channel", "row"]), "axes"),
+        (format!("/steps/0/tensors/{norm}/stage"), json!("lm_head"), "stage and layer"),
+        (format!("/steps/0/tensors/{norm}/name"), json!("embedding"), "stage and layer"),
+        ("/steps/0/positions".to_owned(), json!([0, 1]), "one position for each of 3 tokens"),
+        ("/steps/0/file".to_owned(), json!("../step"), "within the capture"),
+        ("/steps/0/tensors".to_owned(), json!([]), "mentioned in the manifest"),
+    ] {
+        let mut manifest = whole.clone();
+        *manifest.pointer_mut(&pointer).unwrap() = claim;
+        fs::write(&path, manifest.to_string()).unwrap();
+        let error = Capture::open(&out).unwrap_err().to_string();
+        assert!(error.contains(word), "{pointer}: {error}");
+    }
 }
 
 #[test]

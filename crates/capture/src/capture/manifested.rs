@@ -1,7 +1,7 @@
 //! Captures with a manifest: every claim of the manifest is checked against the files.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::{Component, Path},
     sync::Arc,
@@ -86,8 +86,14 @@ impl Reader<'_> {
         }
         let mut files = Files::open(self, &entry.file)?;
         let mut tensors = BTreeMap::new();
+        let positions: HashSet<usize> = entry.positions.iter().copied().collect();
         for tensor in entry.tensors {
             let name = tensor.name.clone();
+            // A row of which the token is not known could be compared with one of another token.
+            if let Some(position) = tensor.positions.iter().find(|p| !positions.contains(p)) {
+                let what = format!("positions of tensor `{name}`");
+                return Err(self.wrong(&what, "those of the step's tokens", position));
+            }
             let Ok(site) = name.parse::<Site>() else {
                 files.discard(&name);
                 unknown.push(format!("`{name}` of step {} names no known stage", self.index));
