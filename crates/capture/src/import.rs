@@ -73,21 +73,34 @@ pub(crate) fn directory(path: &Path, options: &OpenOptions) -> Result<Capture> {
     };
     let steps: Vec<&PathBuf> = names.iter().filter(is_step).collect();
     let here = path.to_owned();
-    let steps = if steps.is_empty() { vec![&here] } else { steps };
-
     let mut unknown = Vec::new();
-    let steps = steps
-        .into_iter()
-        .map(|directory| {
-            let arrays = npy_files(directory)?;
-            if arrays.is_empty() {
-                tree::step(directory, options.dims.as_ref(), &mut unknown)
-            } else {
-                step(arrays, options, &mut unknown)
-            }
-        })
-        .collect::<Result<_>>()?;
+    let steps = if steps.is_empty() {
+        vec![&here]
+    } else {
+        let beside = names.iter().filter(|path| has_extension(path, "npy") || is_of_tree(path));
+        unknown.extend(beside.map(|path| format!("`{}` is in no step", path.display())));
+        steps
+    };
+
+    let steps = steps.into_iter().map(|directory| step_in(directory, options, &mut unknown));
+    let steps = steps.collect::<Result<_>>()?;
     capture(path, steps, unknown)
+}
+
+/// The step whose `.npy` files or, without any, whose APRT tree is in `directory`.
+fn step_in(
+    directory: &Path,
+    options: &OpenOptions,
+    unknown: &mut Vec<String>,
+) -> Result<CaptureStep> {
+    let arrays = npy_files(directory)?;
+    if arrays.is_empty() {
+        return tree::step(directory, options.dims.as_ref(), unknown);
+    }
+    for path in sorted_entries(directory)?.iter().filter(|path| is_of_tree(path)) {
+        unknown.push(format!("`{}` is of an APRT tree among .npy files", path.display()));
+    }
+    step(arrays, options, unknown)
 }
 
 fn capture(path: &Path, steps: Vec<CaptureStep>, unknown: Vec<String>) -> Result<Capture> {
@@ -100,6 +113,16 @@ fn capture(path: &Path, steps: Vec<CaptureStep>, unknown: Vec<String>) -> Result
         return Err(Error::NotACapture { path: path.to_owned(), problem });
     }
     Ok(Capture { path: path.to_owned(), provenance: None, complete: true, steps, unknown })
+}
+
+/// Whether an entry of a directory belongs to an APRT tree there.
+fn is_of_tree(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    has_extension(path, "bin") || (name.starts_with("layer-") && path.is_dir())
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
 }
 
 /// The entries of a directory, numbers in names in their order.

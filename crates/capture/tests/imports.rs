@@ -116,6 +116,25 @@ fn a_directory_of_npy_files_is_read_by_llama_cpps_names() {
 }
 
 #[test]
+fn arrays_that_are_left_out_for_where_they_stand_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let step = dir.path().join("step-0000");
+    fs::create_dir(&step).unwrap();
+    for place in [&step.join("result_norm.npy"), &dir.path().join("ffn_inp-1.npy")] {
+        fs::write(place, npy(&[1, 8], &[0.5; 8])).unwrap();
+    }
+    let stray = step.join("lm_head.bin");
+    Aprt { layer: None, values: vec![0.5; 16] }.write(&stray).unwrap();
+
+    let capture = open(dir.path(), Some(dims())).unwrap();
+    assert_eq!(capture.sites(), [Site::whole(Stage::FinalNorm)]);
+    let unknown = capture.unknown();
+    assert_eq!(unknown.len(), 2);
+    assert!(unknown[0].contains("ffn_inp-1.npy` is in no step"), "{unknown:?}");
+    assert!(unknown[1].contains("lm_head.bin` is of an APRT tree"), "{unknown:?}");
+}
+
+#[test]
 fn an_npz_of_module_outputs_is_read_with_projections_side_by_side() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.npz");
