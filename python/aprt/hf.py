@@ -124,7 +124,8 @@ def capture(
             {
                 "tool": tool(),
                 "model": {
-                    "path": provenance.path,
+                    # A module that came from no file is named by what it is.
+                    "path": provenance.path or model.name_or_path or type(model).__name__,
                     "format": provenance.format,
                     "architecture": model.config.model_type,
                     "index_sha256": provenance.index_sha256,

@@ -131,6 +131,12 @@ def test_generate_is_captured_step_by_step(model, tmp_path):
     assert steps[0].manifest["tensors"][-1]["positions"] == [len(TOKENS) - 1]
 
 
+def test_a_module_from_no_file_is_named_by_what_it_is(tmp_path):
+    # Readers require a path: it is what a comparison calls the model.
+    capture, _ = captured(make_model("qwen2"), tmp_path / "c")
+    assert capture.manifest["model"]["path"] == "Qwen2ForCausalLM"
+
+
 def test_embeddings_as_input_need_declared_token_ids(model, tmp_path):
     embeddings = model.model.embed_tokens(torch.tensor([TOKENS]))
     with pytest.raises(aprt.AprtError, match="give the capture token_ids"):
