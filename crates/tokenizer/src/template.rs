@@ -141,8 +141,9 @@ fn in_our_dialect(source: &str) -> String {
     let mut rest = source;
     while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
         let end = if rest[start..].starts_with("{%") { "%}" } else { "}}" };
-        let Some(length) = rest[start..].find(end) else { break };
-        let (tag, after) = (&rest[start..start + length + 2], &rest[start + length + 2..]);
+        // Not before the brace is over: `{%}` ends nothing.
+        let Some(length) = rest[start + 2..].find(end) else { break };
+        let (tag, after) = rest[start..].split_at(length + 4);
         let inner = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
         out.push_str(&rest[..start]);
         match (end, inner) {

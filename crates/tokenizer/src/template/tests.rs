@@ -20,6 +20,15 @@ fn rendered(source: &str) -> String {
 }
 
 #[test]
+fn a_brace_that_nothing_follows_is_an_error_of_the_template_and_not_of_ours() {
+    for broken in ["{%}", "{%", "{{", "a{{}"] {
+        assert_eq!(in_our_dialect(broken), broken);
+        assert!(matches!(render(broken, &[]), Err(Error::Template { .. })), "{broken}");
+    }
+    assert_eq!(in_our_dialect("{%%}{{}}"), "{%%}{{}}");
+}
+
+#[test]
 fn a_chatml_template_with_optional_system_message_and_tools_renders() {
     let source = "\
 {%- if tools %}
