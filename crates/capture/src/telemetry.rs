@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use apr_model::{Observer, ObserverError, Phase, Site, Step, TapSet, Values, View};
+use apr_model::{Axes, Observer, ObserverError, Phase, Site, Step, TapSet, Values, View};
 use apr_tensor::Summary;
 
 /// The statistics of one value of one step, each with the sample it is of.
@@ -67,7 +67,6 @@ impl Observer for Telemetry {
 
     fn value(&mut self, step: &Step<'_>, site: Site, view: View<'_>) -> Result<(), ObserverError> {
         let positions = step.positions(site);
-        let keys = site.stage.axes().names().last() == Some(&"key");
         let mut statistics = SiteStatistics {
             site,
             positions: positions.clone(),
@@ -75,12 +74,13 @@ impl Observer for Telemetry {
             last_row: Summary::default(),
             dead_rows: Vec::new(),
         };
-        let axis = site.stage.axes().row_axis();
+        let axes = site.stage.axes();
+        let axis = axes.row_axis();
         let (pieces, rows) = (view.shape[..axis].iter().product::<usize>(), view.shape[axis]);
         let len: usize = view.shape[axis + 1..].iter().product();
         for (row, position) in positions.enumerate() {
             // Masked scores are zeros that nobody computed.
-            let seen = if keys { len.min(position + 1) } else { len };
+            let seen = if axes == Axes::HeadRowKey { len.min(position + 1) } else { len };
             let row: Summary = (0..pieces)
                 .map(|piece| (piece * rows + row) * len)
                 .map(|start| summary(view.values, start..start + seen))
