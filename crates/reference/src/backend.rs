@@ -259,15 +259,18 @@ impl<F: Real> Backend for Reference<F> {
         };
         let activations = match op {
             Op::Linear(w) => w.iter().map(|part| self.activation_name(part.dtype())).collect(),
-            Op::KvAppend => vec![self.arithmetic.kv.name().to_owned()],
             _ => vec![plain.clone()],
+        };
+        let output = match op {
+            Op::KvAppend => self.arithmetic.kv.name().to_owned(),
+            _ => plain.clone(),
         };
         Kernel {
             kernel: format!("reference_{}", op.name()),
             weights: parts.iter().map(|part| part.dtype().name().to_owned()).collect(),
             activations,
-            accumulation: plain.clone(),
-            output: plain,
+            accumulation: plain,
+            output,
         }
     }
 }

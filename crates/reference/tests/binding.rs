@@ -103,7 +103,11 @@ fn metadata_that_would_change_the_numbers_is_refused_by_key() {
         ("qwen2.rope.scaling.type", Value::from("yarn"), "supported: none, linear"),
         ("qwen2.attention.sliding_window", Value::from(128u64), "attention.sliding_window"),
         ("qwen2.expert_count", Value::from(8u64), "expert_count"),
-        ("qwen2.attention.head_count_kv", Value::from(3u64), "must divide the 4 query heads"),
+        (
+            "qwen2.attention.head_count_kv",
+            Value::from(3u64),
+            "`qwen2.attention.head_count_kv` is 3; it must divide the 4 query heads",
+        ),
         ("qwen2.block_count", Value::from(0u64), "at least 1"),
         ("qwen2.block_count", Value::from(u64::MAX / 2), "at most"),
         ("qwen2.embedding_length", Value::from("wide"), "qwen2.embedding_length"),
@@ -111,7 +115,7 @@ fn metadata_that_would_change_the_numbers_is_refused_by_key() {
         ("qwen2.attention.causal", Value::from(false), "attention.causal"),
         ("qwen2.attention.key_length", Value::from(0u64), "an even number from 2"),
         ("qwen2.rope.dimension_count", Value::from(0u64), "an even number from 2"),
-        ("qwen2.rope.scaling.factor", Value::from(f32::NAN), "scaling factor"),
+        ("qwen2.rope.scaling.factor", Value::from(f32::NAN), "it must be positive"),
     ];
     for (key, value, expected) in cases {
         let message = refusal("qwen2", |draft| {
