@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use apr_cpu::Cpu;
 use apr_format::Checkpoint;
-use apr_model::{Backend, Cache, Model, read_config};
-use apr_reference::Reference;
+use apr_model::{Backend, Cache, Config, Model, read_config};
+use apr_reference::{Arithmetic, Reference};
 
 use crate::args::{BackendArgs, BackendName, Precision};
 
@@ -51,6 +51,15 @@ pub(crate) fn open_runnable(path: &Path) -> Result<Checkpoint> {
     let checkpoint = open(path)?;
     read_config(&checkpoint)?;
     Ok(checkpoint)
+}
+
+/// The config that `checkpoint` runs with, or why it does not run.
+///
+/// This binds the model as every command does, to the backend that takes the weights as they are stored: it costs next
+/// to nothing.
+pub(crate) fn runnable_config(checkpoint: &Checkpoint) -> apr_model::Result<Config> {
+    let model = Model::load(Reference::<f64>::new(Arithmetic::EXACT), checkpoint)?;
+    Ok(model.config().clone())
 }
 
 /// A cache with room for `tokens`, or as many positions as the model has.

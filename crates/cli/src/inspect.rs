@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::Result;
 use apr_format::Checkpoint;
-use apr_model::read_config;
+use apr_model::{Config, RopeScaling, read_config};
 use apr_report::inspect::{Inspection, TensorInspection, TensorLine, TypeShare};
 use apr_tensor::{Stored, Summary};
+use serde_json::{Map, Value, json};
 
 use crate::{
     engine,
@@ -46,7 +47,7 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
 }
 
 fn inspect(checkpoint: &Checkpoint) -> Inspection {
-    let config = read_config(checkpoint);
+    let bound = engine::runnable_config(checkpoint);
     let mut types: BTreeMap<&str, TypeShare> = BTreeMap::new();
     let mut tensors = Vec::new();
     let (mut parameters, mut tensor_bytes) = (0, 0);
@@ -81,32 +82,72 @@ fn inspect(checkpoint: &Checkpoint) -> Inspection {
     }
     let mut types: Vec<TypeShare> = types.into_values().collect();
     types.sort_by_key(|t| std::cmp::Reverse(t.bytes));
-    let config = config.as_ref();
+    let not_runnable = bound.as_ref().err().map(|error| error.to_string());
+    // A file whose tensors are wrong may still say what they should have been.
+    let config = bound.or_else(|_| read_config(checkpoint)).ok();
     Inspection {
         schema: "apr-inspect/1",
         path: checkpoint.path().display().to_string(),
         container: checkpoint.container().to_string(),
-        not_runnable: config.err().map(|error| error.to_string()),
+        not_runnable,
         parameters,
         tensor_bytes,
         kv_bytes_per_position: config
-            .ok()
+            .as_ref()
             .map(|c| 2 * 2 * (c.num_hidden_layers as u64) * (c.kv_dim() as u64)),
-        context: config.ok().map(|c| c.max_position_embeddings as u64),
+        context: config.as_ref().map(|c| c.max_position_embeddings as u64),
+        config: config.as_ref().map(resolved),
         types,
         metadata: checkpoint
             .metadata()
             .iter()
-            .map(|(key, value)| (key.to_owned(), shortened(serde_json::Value::from(value))))
+            .map(|(key, value)| (key.to_owned(), shortened(Value::from(value))))
             .collect(),
         tensors,
     }
 }
 
+/// The config under the keys of `config.json`, defaults filled in.
+fn resolved(config: &Config) -> Map<String, Value> {
+    let rope_scaling = match &config.rope_scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3(scaling) => json!({
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        }),
+        RopeScaling::Factors(factors) => {
+            json!({ "rope_type": "factors", "factors": shortened(json!(factors)) })
+        }
+    };
+    let values = [
+        ("model_type", json!(config.architecture.name())),
+        ("num_hidden_layers", json!(config.num_hidden_layers)),
+        ("hidden_size", json!(config.hidden_size)),
+        ("num_attention_heads", json!(config.num_attention_heads)),
+        ("num_key_value_heads", json!(config.num_key_value_heads)),
+        ("head_dim", json!(config.head_dim)),
+        ("intermediate_size", json!(config.intermediate_size)),
+        ("vocab_size", json!(config.vocab_size)),
+        ("max_position_embeddings", json!(config.max_position_embeddings)),
+        ("rms_norm_eps", json!(config.rms_norm_eps)),
+        ("rope_theta", json!(config.rope_theta)),
+        ("rope_scaling", rope_scaling),
+        ("rotary_dim", json!(config.rotary_dim)),
+        ("attention_bias", json!(config.attention_bias)),
+        ("qk_norm", json!(config.qk_norm)),
+        ("tie_word_embeddings", json!(config.tie_word_embeddings)),
+    ];
+    values.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
+}
+
 /// A value with long arrays cut to what a person wants to see.
-fn shortened(value: serde_json::Value) -> serde_json::Value {
+fn shortened(value: Value) -> Value {
     match value {
-        serde_json::Value::Array(mut items) if items.len() > ARRAY_SHOWN => {
+        Value::Array(mut items) if items.len() > ARRAY_SHOWN => {
             let more = items.len() - ARRAY_SHOWN;
             items.truncate(ARRAY_SHOWN);
             items.push(format!("... and {more} more").into());

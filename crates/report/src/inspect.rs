@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     json::all_finite_or_text,
@@ -29,6 +29,9 @@ pub struct Inspection {
     pub kv_bytes_per_position: Option<u64>,
     /// The longest context.
     pub context: Option<u64>,
+    /// What the model runs with, under the keys of `config.json` and with defaults filled in; `None` where the file
+    /// does not tell.
+    pub config: Option<Map<String, Value>>,
     /// One entry per stored type, the largest first.
     pub types: Vec<TypeShare>,
     /// The metadata as the file has it; long arrays are shortened to their first entries and their length.
@@ -87,6 +90,13 @@ impl Inspection {
             "runs",
             self.not_runnable.clone().map_or("yes".to_owned(), |why| format!("no: {why}")),
         );
+
+        if let Some(config) = &self.config {
+            out += "\nConfig\n";
+            for (key, value) in config {
+                let _ = writeln!(out, "{key} = {value}");
+            }
+        }
 
         out += "\nTypes\n";
         let mut types = table(&["type", "tensors", "size", "bits/weight"]);
