@@ -73,6 +73,56 @@ fn a_model_of_another_architecture_is_refused_by_name_and_can_be_inspected() {
 }
 
 #[test]
+fn inspect_says_that_a_model_runs_only_if_run_does() {
+    let scratch = Scratch::new();
+    let changed = |name: &str, file: &str, from: &str, to: &str| {
+        assert_eq!(from.len(), to.len(), "offsets stay as they are");
+        let model = scratch.copy(&fixture("tiny/qwen2"), name);
+        let path = Path::new(&model).join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).unwrap();
+        model
+    };
+    let norm = "model.layers.1.input_layernorm.weight";
+    let unknown = "model.layers.1.input_layernorm.wright";
+    let models = [
+        changed("tensor", "model.safetensors", norm, unknown),
+        changed("heads", "config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\": 2"),
+        changed("layers", "config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+    ];
+    for model in &models {
+        let why = apr(["inspect", model, "--json"]).expect(0).json()["not_runnable"].clone();
+        let why = why.as_str().unwrap_or_else(|| panic!("{model} is said to run"));
+        refused(["run", model, "--tokens", "1"], &[why]);
+        assert!(apr(["inspect", model]).expect(0).stdout.contains(&format!("no: {why}")), "{why}");
+    }
+
+    let sound = apr(["inspect", &fixture("tiny/qwen2"), "--json"]).expect(0).json();
+    assert!(sound["not_runnable"].is_null());
+}
+
+#[test]
+fn the_config_shown_is_the_resolved_one_and_the_same_from_either_container() {
+    let of = |file: &str| apr(["inspect", &fixture(file), "--json"]).expect(0).json();
+    let (directory, gguf) = (of("tiny/qwen2"), of("tiny/qwen2/qwen2-F16.gguf"));
+    let config = &directory["config"];
+    assert_eq!(config["model_type"], "qwen2");
+    assert_eq!(config["attention_bias"], true, "of the architecture, not of the file");
+    for key in ["head_dim", "rms_norm_eps", "rope_theta"] {
+        assert!(config[key].as_f64().unwrap() > 0.0, "{key}");
+        // GGUF keeps constants as f32.
+        let shown = |config: &serde_json::Value| config[key].as_f64().unwrap() as f32;
+        assert_eq!(shown(config), shown(&gguf["config"]), "{key}");
+    }
+    let text = apr(["inspect", &fixture("tiny/qwen2")]).expect(0).stdout;
+    for (key, value) in config.as_object().unwrap() {
+        assert!(text.contains(&format!("\n{key} = {value}\n")), "{key}");
+    }
+}
+
+#[test]
 fn prompts_that_make_no_sense_are_refused() {
     let scratch = Scratch::new();
     let model = fixture("tiny/qwen2");
