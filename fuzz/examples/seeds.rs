@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use apr_format::{Error, Map, apr, gguf, safetensors, write::Body};
-use apr_fuzz::capture::Form;
+use apr_fuzz::{
+    capture::{Form, STEP},
+    tokenizer::{self, vocabulary},
+};
 use apr_tensor::DType;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,8 +18,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("aprt", of_capture(Form::Aprt, an_aprt())),
         ("npy", of_capture(Form::Npy, an_npy())),
         ("npz", of_capture(Form::Npz, an_npz(&an_npy()))),
+        ("capture_safetensors", of_capture(Form::Safetensors, STEP.to_vec())),
+        ("tokenizer_json", TOKENIZER_JSON.as_bytes().to_vec()),
+        ("tokenizer_gguf", vocabulary(TEMPLATE)),
+        ("chat_template", TEMPLATE.as_bytes().to_vec()),
         ("capture_manifest", of_capture(Form::Manifest, MANIFEST.as_bytes().to_vec())),
     ] {
+        let valid = match target {
+            "tokenizer_json" => tokenizer::json(&file),
+            "tokenizer_gguf" => tokenizer::gguf(&file),
+            "chat_template" => tokenizer::template(&file),
+            _ => true,
+        };
+        assert!(valid, "the seed for {target} is refused");
         let directory = directory.join(target);
         fs::create_dir_all(&directory)?;
         fs::write(directory.join("seed"), file)?;
@@ -67,6 +81,15 @@ fn of_capture(form: Form, file: Vec<u8>) -> Vec<u8> {
     assert!(apr_fuzz::capture::open(form, &file), "the seed for {form:?} is refused");
     file
 }
+
+const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m['content'] | trim }}{% endfor %}";
+
+const TOKENIZER_JSON: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "normalizer": {"type": "NFC"},
+"added_tokens": [{"id": 3, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+"normalized": false, "special": true}], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
+"trim_offsets": false, "use_regex": true}, "post_processor": null, "decoder": {"type": "ByteLevel",
+"add_prefix_space": true, "trim_offsets": true, "use_regex": true}, "model": {"type": "BPE",
+"vocab": {"a": 0, "b": 1, "ab": 2, "<|end|>": 3}, "merges": ["a b"]}}"#;
 
 /// The manifest of `apr_fuzz::capture::STEP`.
 const MANIFEST: &str = r#"{"schema": "apr-capture/1", "tool": {"name": "apr", "version": "0"},

@@ -15,6 +15,7 @@ pub enum Form {
     Aprt,
     Npy,
     Npz,
+    Safetensors,
     Manifest,
 }
 
@@ -42,6 +43,7 @@ pub fn open(form: Form, file: &[u8]) -> bool {
             Form::Aprt => ("aprt", "aprt/layer-0/attn_norm.bin"),
             Form::Npy => ("npy", "npy/embedding.npy"),
             Form::Npz => ("c.npz", "c.npz"),
+            Form::Safetensors => ("c.safetensors", "c.safetensors"),
             Form::Manifest => ("capture", "capture/manifest.json"),
         };
         fs::write(directory.join(path), file).expect("a temporary file");

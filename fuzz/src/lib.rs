@@ -1,6 +1,7 @@
 //! What the fuzz targets assert.
 
 pub mod capture;
+pub mod tokenizer;
 
 use apr_format::Checkpoint;
 use apr_tensor::Bytes;

@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|file: &[u8]| {
+    apr_fuzz::tokenizer::gguf(file);
+});
