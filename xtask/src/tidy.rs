@@ -28,6 +28,9 @@ pub(crate) fn check(root: &Path) -> Result<()> {
         if metadata.len() > MAX_BYTES && !name.starts_with("fixtures/") && name != "Cargo.lock" {
             complaints.push(format!("{name}: {} bytes; at most {MAX_BYTES}", metadata.len()));
         }
+        if let Ok(text) = fs::read_to_string(&path) {
+            complaints.extend(places(&text).into_iter().map(|c| format!("{name}: {c}")));
+        }
         if name.ends_with(".rs") {
             let text = fs::read_to_string(&path).with_context(|| name.to_string())?;
             complaints.extend(source(&name, &text).into_iter().map(|c| format!("{name}: {c}")));
@@ -85,6 +88,15 @@ fn source(name: &str, text: &str) -> Vec<String> {
     complaints
 }
 
+/// Paths of somebody's machine: nobody else has them.
+fn places(text: &str) -> Vec<String> {
+    // Spelt in two pieces, like the patterns below.
+    let personal = [concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("/Us", "ers/")];
+    let lines = text.lines().enumerate();
+    let found = lines.filter(|(_, line)| personal.iter().any(|place| line.contains(place)));
+    found.map(|(number, _)| format!("line {}: a path of one machine", number + 1)).collect()
+}
+
 /// Whether `file` is a module's file that its parent does not declare.
 fn is_orphan(root: &Path, file: &Path) -> bool {
     let Some(stem) = file.file_stem().and_then(|s| s.to_str()) else { return false };
@@ -127,6 +139,12 @@ mod tests {
         let complaints = source("crates/x/src/y.rs", text);
         assert_eq!(complaints.len(), 2, "{complaints:?}");
         assert!(source("crates/x/src/y.rs", "//! Fine.\n").is_empty());
+    }
+
+    #[test]
+    fn paths_of_one_machine_are_found() {
+        assert_eq!(places(concat!("fine\nopen /ho", "me/me/model.gguf\n")).len(), 1);
+        assert!(places("open /tmp/model.gguf").is_empty());
     }
 
     #[test]
