@@ -140,6 +140,11 @@ impl Recorder {
         self.manifest.steps.len()
     }
 
+    /// Where the steps are until the capture is complete, and stay if it never is.
+    pub fn partial_path(&self) -> &Path {
+        self.output.as_ref().expect("only `finish` and `drop` take the output").path()
+    }
+
     /// Completes the capture, gives it its final name, and returns that.
     ///
     /// A site of which no step had a row that was asked for is an error; what was recorded of the others stays under the

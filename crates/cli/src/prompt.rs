@@ -40,11 +40,11 @@ impl Prompt {
             .context("this model has no usable tokenizer; give ids with --tokens instead")?;
         let typed = match args.prompt.as_deref() {
             Some("-") => {
-                let mut text = String::new();
+                let mut bytes = Vec::new();
                 std::io::stdin()
-                    .read_to_string(&mut text)
+                    .read_to_end(&mut bytes)
                     .context("the prompt cannot be read from stdin")?;
-                text
+                String::from_utf8(bytes).context("the prompt on stdin is no UTF-8 text")?
             }
             Some(text) => text.to_owned(),
             None => bail!("no prompt: give -p TEXT or --tokens"),
@@ -64,15 +64,22 @@ impl Prompt {
         Ok(Self { mode, text: Some(text), token_ids, tokenizer: Some(Arc::new(tokenizer)) })
     }
 
-    /// The text of one token, if there is a tokenizer to tell it.
+    /// The text of one token, or its bytes if they are only a part of a character: `<0xE2 0x80>`. `None` if there is
+    /// no tokenizer to tell.
     pub(crate) fn token_text(&self, id: u32) -> Option<String> {
-        Some(self.tokenizer.as_ref()?.token_text(id).into_owned())
+        let bytes = self.tokenizer.as_ref()?.token_bytes(id);
+        Some(str::from_utf8(bytes).map_or_else(|_| in_hex(bytes), str::to_owned))
     }
 
     /// The tokens that end a text.
     pub(crate) fn stop_ids(&self) -> Vec<u32> {
         self.tokenizer.as_ref().map_or_else(Vec::new, |t| t.eos_ids().to_vec())
     }
+}
+
+fn in_hex(bytes: &[u8]) -> String {
+    let bytes: Vec<_> = bytes.iter().map(|byte| format!("0x{byte:02X}")).collect();
+    format!("<{}>", bytes.join(" "))
 }
 
 fn chat(tokenizer: &Tokenizer, system: Option<&str>, user: &str) -> Result<String> {

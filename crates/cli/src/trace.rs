@@ -5,7 +5,7 @@ mod watch;
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail, ensure};
 use apr_capture::{
     Dims, Layout, Precision, Recorder, RecorderOptions, Rows, StepStatistics, Telemetry,
     check_space, estimate,
@@ -22,14 +22,14 @@ use apr_report::{
 use clap::ValueEnum;
 
 use crate::{
-    args::{BackendArgs, PromptArgs, at_least_one},
+    args::{self, BackendArgs, BackendName, PromptArgs, at_least_one},
     engine::{self, Job},
     output::{self, Exit, Progress},
     prompt::Prompt,
     provenance::provenance,
     selection,
 };
-use watch::{Ticker, TopTokens};
+use watch::{InAndOut, StepTokens, Ticker};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -114,6 +114,20 @@ enum Format {
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
+    if args.save.f64 {
+        let f32_only = |which: &str| format!("--f64: {which} computes in f32; leave it out");
+        let BackendArgs { backend, precision, .. } = &args.backend;
+        ensure!(
+            *backend == BackendName::Reference,
+            "{}, or give --backend reference",
+            f32_only("the cpu backend")
+        );
+        ensure!(
+            *precision != Some(args::Precision::F32),
+            "{}, or leave out --precision f32",
+            f32_only("the reference backend")
+        );
+    }
     let checkpoint = engine::open_runnable(&args.model)?;
     let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
     let backend = args.backend.clone();
@@ -141,7 +155,7 @@ impl Job for Tracing<'_> {
         let mut recorder = self.recorder(model)?;
 
         let mut telemetry = Telemetry::new(shown.clone());
-        let mut top = TopTokens::new(args.values.top_k);
+        let mut tokens = StepTokens::new(args.values.top_k);
         let watched = match &args.save.save_tensor {
             Some(stages) => {
                 shown.union(&selection::select(sites, stages, args.values.layers.as_deref())?)
@@ -156,7 +170,7 @@ impl Job for Tracing<'_> {
             Some(recorder) => recorder,
             None => &mut unobserved,
         };
-        let mut statistics = Both::new(&mut telemetry, &mut top);
+        let mut statistics = Both::new(&mut telemetry, &mut tokens);
         let mut watching = Both::new(&mut statistics, &mut ticker);
         let mut observers = Both::new(recording, &mut watching);
 
@@ -174,6 +188,7 @@ impl Job for Tracing<'_> {
             },
             stop: Vec::new(),
         };
+        let mut token_ids = Vec::new();
         let generated = generate(
             model,
             &mut cache,
@@ -181,32 +196,33 @@ impl Job for Tracing<'_> {
             &options,
             &mut Sampler::new(SamplerOptions::default()),
             &mut observers,
-            &mut |_| ControlFlow::Continue(()),
+            &mut |token| {
+                token_ids.push(token.id);
+                ControlFlow::Continue(())
+            },
         );
         progress.finish();
         let mut findings: Vec<String> =
             telemetry.steps().iter().flat_map(findings::findings).collect();
-        let token_ids = match generated {
-            Ok(generated) => {
-                if generated.finish == Finish::Context {
-                    let (asked, context) = (args.values.decode, cache.capacity());
-                    findings.push(format!(
-                        "the context of {context} is full: not all {asked} decode steps could be traced"
-                    ));
-                }
-                generated.token_ids
+        let mut notes = Vec::new();
+        match generated {
+            Ok(generated) if generated.finish == Finish::Context => {
+                let (asked, context) = (args.values.decode, cache.capacity());
+                notes.push(format!(
+                    "the context of {context} is full: not all {asked} decode steps could be traced"
+                ));
             }
+            Ok(_) => {}
             // What led there is the very thing that a trace is asked for.
             Err(Error::LogitsNotFinite { wrong, vocab_size }) => {
-                let last = top.steps.len() - 1;
+                let last = tokens.steps.len() - 1;
                 findings.push(format!(
                     "the trace ends after step {last}: {wrong} of {vocab_size} logits are NaN or infinite, \
                      so there is no next token"
                 ));
-                Vec::new()
             }
-            Err(error) => return Err(error.into()),
-        };
+            Err(error) => return Err(with_remains(error.into(), recorder.as_ref())),
+        }
         let capture = recorder.map(Recorder::finish).transpose()?;
         let capture = capture.map(|path| path.display().to_string());
 
@@ -226,8 +242,9 @@ impl Job for Tracing<'_> {
                 prompt_token_ids: prompt.token_ids.clone(),
                 prompt_tokens: prompt.token_ids.iter().map(|&id| prompt.token_text(id)).collect(),
                 token_ids,
-                steps: self.steps(telemetry.steps(), &top),
+                steps: self.steps(telemetry.steps(), &tokens),
                 findings,
+                notes: notes.clone(),
                 capture,
             };
             if args.values.json {
@@ -236,12 +253,27 @@ impl Job for Tracing<'_> {
                 output::print(&trace.text())?;
             }
         } else {
-            findings.iter().for_each(|finding| output::tell(format_args!("note: {finding}")));
+            notes.extend(findings);
             if let Some(capture) = capture {
                 output::print(&format!("{capture}\n"))?;
             }
         }
+        notes.iter().for_each(|note| output::tell(format_args!("note: {note}")));
         Ok(Exit::Success)
+    }
+}
+
+/// `error` with what it leaves of the capture that was being recorded.
+fn with_remains(error: anyhow::Error, recorder: Option<&Recorder>) -> anyhow::Error {
+    let Some(recorder) = recorder else { return error };
+    let error = output::one_line(&error);
+    match recorder.steps() {
+        0 => anyhow!("{error}; no step was whole, so nothing is kept"),
+        steps => anyhow!(
+            "{error}; {} in {}, which `apr diff --allow-partial` reads",
+            plural(steps, "whole step"),
+            recorder.partial_path().display()
+        ),
     }
 }
 
@@ -298,25 +330,29 @@ impl Tracing<'_> {
             force: args.save.force,
             ..RecorderOptions::new(sites)
         };
-        let values = options.sites.iter().count();
+        let stages = options.sites.iter().count();
         let mut recorder = Recorder::create(path, provenance, dims, options)?;
         let steps = self.step_lengths(model).count();
-        let (values, steps) = (plural(values, "value"), plural(steps, "step"));
+        let (stages, steps) = (plural(stages, "stage"), plural(steps, "step"));
         let (path, bytes) = (path.display(), apr_report::bytes(bytes));
-        output::tell(format_args!("saving {values} of {steps} to {path}: {bytes}"));
+        output::tell(format_args!("saving {stages} of {steps} to {path}: {bytes}"));
         if let Some(tokenizer) = prompt.tokenizer.clone() {
             recorder = recorder.with_token_text(move |id| tokenizer.token_text(id).into_owned());
         }
         Ok(Some(recorder))
     }
 
-    fn steps(&self, steps: &[StepStatistics], top: &TopTokens) -> Vec<TraceStep> {
-        let step = |(step, top): (&StepStatistics, &Vec<(u32, f64, f64)>)| TraceStep {
+    fn steps(&self, steps: &[StepStatistics], tokens: &StepTokens) -> Vec<TraceStep> {
+        let step = |(step, tokens): (&StepStatistics, &InAndOut)| TraceStep {
             index: step.index,
             phase: step.phase.name(),
             positions: [step.positions.start, step.positions.end],
+            token_ids: tokens.input.clone(),
+            tokens: tokens.input.iter().map(|&id| self.prompt.token_text(id)).collect(),
             stages: step.sites.iter().map(stage).collect(),
-            top: top
+            wrong_logits: tokens.wrong_logits,
+            top: tokens
+                .next
                 .iter()
                 .map(|&(id, logit, probability)| Candidate {
                     id,
@@ -326,7 +362,7 @@ impl Tracing<'_> {
                 })
                 .collect(),
         };
-        steps.iter().zip(&top.steps).map(step).collect()
+        steps.iter().zip(&tokens.steps).map(step).collect()
     }
 }
 

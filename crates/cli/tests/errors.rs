@@ -156,6 +156,9 @@ fn prompts_that_make_no_sense_are_refused() {
     }
 }
 
+/// Options that save to where nothing is ever written, because the others are refused.
+const SAVE: [&str; 4] = ["--save-tensor", "all", "-o", "never-written"];
+
 #[test]
 fn options_out_of_range_or_in_conflict_are_refused() {
     let model = fixture("tiny/qwen2");
@@ -183,6 +186,12 @@ fn options_out_of_range_or_in_conflict_are_refused() {
         ("trace", &["--save-tensor", "all"], &["--output"]),
         ("trace", &["--output", "x"], &["--save-tensor"]),
         ("trace", &["--rows", "last"], &["--save-tensor"]),
+        ("trace", &[&SAVE[..], &["--f64"]].concat(), &["--f64", "cpu backend computes in f32"]),
+        (
+            "trace",
+            &[&SAVE[..], &["--f64", "--backend", "reference", "--precision", "f32"]].concat(),
+            &["--f64", "--precision f32"],
+        ),
     ];
     for (command, options, words) in cases {
         let args = [*command, &model, "--tokens", "1,2"];
@@ -201,7 +210,10 @@ fn selections_of_nothing_are_refused_and_leave_nothing() {
         (&["--save-tensor", "all", "--rows", "3..4"], &["--rows 3..4", "positions 0 to 2"]),
         (&["--save-tensor", "all", "--rows", "0..9"], &["--rows 0..9", "positions 0 to 2"]),
         (&["--save-tensor", "all", "--rows", "2..2"], &["--rows", "2..2"]),
-        (&["--save-tensor", "all", "--format", "aprt", "--f64"], &["F32 only"]),
+        (
+            &["--save-tensor", "all", "--format", "aprt", "--f64", "--backend", "reference"],
+            &["F32 only"],
+        ),
     ];
     for (options, words) in cases {
         let args = ["trace", &model, "--tokens", "1,2,3", "--output", &output];
@@ -250,12 +262,62 @@ fn nan_weights_stop_a_run_and_are_traced_to_where_they_begin() {
         assert!(first.contains("NaN or Inf first seen at layers.1.ffn_gate"), "{first}");
         let last = findings.last().unwrap().as_str().unwrap();
         assert!(last.contains("the trace ends after step 0"), "{last}");
+        // NaN is not the likeliest token, nor is what happens to come first.
+        assert_eq!(json["steps"][0]["top"].as_array().unwrap().len(), 0);
+        assert_eq!(json["steps"][0]["wrong_logits"], 320);
         // All else is there: 17 stages of 2 layers and 3 of the whole model.
         assert_eq!(json["steps"][0]["stages"].as_array().unwrap().len(), 2 * 17 + 3);
     }
     let output = scratch.path("cap");
     let args = ["trace", &model, "-p", "x", "--decode", "1", "--save-tensor", "all", "-o", &output];
     assert!(apr(args).expect(0).stderr.contains("note: the trace ends after step 0"));
+}
+
+#[test]
+fn a_prompt_that_is_no_text_is_refused() {
+    let model = fixture("tiny/qwen2");
+    let done = apr_reading(b"def \xFF", ["run", &model, "-p", "-"]).expect(2);
+    let stderr = done.stderr;
+    assert!(stderr.contains("the prompt on stdin is no UTF-8 text"), "{stderr}");
+    assert!(stderr.contains("from index 4") && stderr.lines().count() == 1, "{stderr}");
+}
+
+/// Runs `apr` with a limit on the size of files, in units of 512 bytes: a full disk that needs no disk.
+#[cfg(unix)]
+fn with_file_limit(blocks: &str, args: &[&str]) -> std::process::Output {
+    // The signal has to be ignored for the limit to be an error.
+    let script = "trap '' XFSZ; ulimit -f \"$1\"; shift; exec \"$@\"";
+    std::process::Command::new("sh")
+        .args(["-c", script, "sh", blocks, env!("CARGO_BIN_EXE_apr")])
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+#[test]
+#[cfg(unix)]
+fn a_trace_that_cannot_be_written_to_its_end_says_what_is_left() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let (output, tokens) = (scratch.path("cap"), vec!["5"; 32].join(","));
+    // The steps have 1 and 16 rows of 320 logits.
+    let trace = ["trace", &model, "--tokens", &tokens, "--chunk", "16", "--save-tensor", "lm_head"];
+    let left = || fs::read_dir(scratch.path("")).unwrap().map(|entry| entry.unwrap().path());
+
+    let whole = [&trace[..], &["--rows", "all", "-o", &output]].concat();
+    let done = with_file_limit("24", &whole);
+    let stderr = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(2), "{stderr}");
+    assert!(stderr.ends_with("no step was whole, so nothing is kept\n"), "{stderr}");
+    assert_eq!(left().count(), 0);
+
+    let uneven = [&trace[..], &["--rows", "15..32", "-o", &output]].concat();
+    let done = with_file_limit("24", &uneven);
+    let stderr = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(2), "{stderr}");
+    let partial = left().next().unwrap();
+    let partial = partial.to_str().unwrap();
+    assert!(stderr.contains("1 whole step in ") && stderr.contains(partial), "{stderr}");
+    apr(["diff", partial, partial, "--allow-partial"]).expect(0);
 }
 
 #[test]

@@ -334,6 +334,32 @@ fn force_replaces_a_capture_and_nothing_is_left_of_the_old_one() {
 }
 
 #[test]
+fn a_step_says_which_tokens_it_reads() {
+    let model = fixture("tiny/qwen2");
+    let args = ["trace", &model, "--tokens", "5,6,7", "--decode", "2", "--layers", "0"];
+    let json = apr(args.into_iter().chain(["--json"])).expect(0).json();
+    let text = apr(args).expect(0).stdout;
+    let steps = json["steps"].as_array().unwrap();
+    assert_eq!(numbers(&steps[0]["token_ids"]), [5, 6, 7]);
+    for (i, step) in steps.iter().enumerate().skip(1) {
+        let id = &json["token_ids"][i - 1];
+        assert_eq!(step["token_ids"][0], *id);
+        let line = format!("step {i}: decode, 1 row at position {}, token {id} \"", i + 2);
+        assert!(text.contains(&line), "no {line:?} in {text}");
+    }
+}
+
+#[test]
+fn a_token_that_is_part_of_a_character_is_shown_as_its_bytes() {
+    let model = fixture("tiny/qwen2");
+    let json = apr(["trace", &model, "-p", "\u{20AC}", "--layers", "0", "--json"]).expect(0).json();
+    let tokens = names_of(&json["prompt_tokens"]);
+    assert_eq!(tokens, ["<0xE2>", "<0x82>", "<0xAC>"]);
+    let text = apr(["trace", &model, "-p", "\u{20AC}", "--layers", "0"]).expect(0).stdout;
+    assert!(text.contains("\"<0xE2>\"") && !text.contains('\u{FFFD}'), "{text}");
+}
+
+#[test]
 fn decode_steps_beyond_the_context_are_not_silently_left_out() {
     let model = fixture("tiny/qwen2");
     let prompt = vec!["5"; 510].join(",");
@@ -341,8 +367,12 @@ fn decode_steps_beyond_the_context_are_not_silently_left_out() {
         let args = ["trace", &model, "--tokens", &prompt, "--decode", decode, "--layers", "0"];
         let json = apr(args.into_iter().chain(["--json"])).expect(0).json();
         assert_eq!(json["steps"].as_array().unwrap().len(), 3);
-        let findings = names_of(&json["findings"]);
-        assert!(findings.iter().any(|f| f.contains("the context of 512 is full")), "{findings:?}");
+        let notes = names_of(&json["notes"]);
+        assert!(notes[0].contains("the context of 512 is full"), "{notes:?}");
+        assert_eq!(json["findings"].as_array().unwrap().len(), 0, "it is nothing wrong");
+        let text = apr(args).expect(0);
+        assert!(text.stdout.contains(&format!("\nNotes\n  {}", notes[0])), "{}", text.stdout);
+        assert!(text.stderr.contains(&format!("note: {}", notes[0])), "{}", text.stderr);
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Trace {
     pub steps: Vec<TraceStep>,
     /// What deserves a look, in the order of computation.
     pub findings: Vec<String>,
+    /// What was not done as asked, and why.
+    pub notes: Vec<String>,
     /// Where the values were saved.
     pub capture: Option<String>,
 }
@@ -57,9 +59,15 @@ pub struct TraceStep {
     pub phase: &'static str,
     /// The first position and the one after the last.
     pub positions: [usize; 2],
+    /// The tokens that it reads.
+    pub token_ids: Vec<u32>,
+    /// Each of them as text.
+    pub tokens: Vec<Option<String>>,
     /// One entry per stage, in the order of computation.
     pub stages: Vec<StageStatistics>,
-    /// The likeliest next tokens after the step's last row.
+    /// Logits of the step's last row that are NaN or infinite.
+    pub wrong_logits: usize,
+    /// The likeliest next tokens after the step's last row; none unless all its logits are finite.
     pub top: Vec<Candidate>,
 }
 
@@ -154,11 +162,17 @@ impl Trace {
         out += "\nWorth a look\n";
         match self.findings.is_empty() {
             true => {
-                out += "  nothing: no NaN, no Inf, no dead row, no jump of the residual stream\n"
+                out += "  nothing: no NaN, no Inf, no dead row, no jump of the residual stream between layers\n"
             }
             false => self.findings.iter().for_each(|finding| {
                 let _ = writeln!(out, "  {finding}");
             }),
+        }
+        if !self.notes.is_empty() {
+            out += "\nNotes\n";
+            self.notes.iter().for_each(|note| {
+                let _ = writeln!(out, "  {note}");
+            });
         }
         if let Some(capture) = &self.capture {
             let _ = writeln!(out, "\nvalues saved in {capture}");
@@ -185,13 +199,13 @@ impl TraceStep {
     fn write_text(&self, out: &mut String) {
         let [first, end] = self.positions;
         let rows = end - first;
-        let _ = writeln!(
-            out,
-            "step {}: {}, {} at positions {first}..{end}",
-            self.index,
-            self.phase,
-            plural(rows, "row"),
-        );
+        let place = match (&self.token_ids[..], &self.tokens[..]) {
+            ([id], [Some(text)]) => format!("position {first}, token {id} {text:?}"),
+            ([id], _) => format!("position {first}, token {id}"),
+            _ => format!("positions {first}..{end}"),
+        };
+        let rows = plural(rows, "row");
+        let _ = writeln!(out, "step {}: {}, {rows} at {place}", self.index, self.phase);
         let mut t =
             table(&["", "sample", "count", "min", "max", "mean", "std", "NaN", "Inf", "zeros"]);
         let mut layer = None;
@@ -226,6 +240,13 @@ impl TraceStep {
             }
         }
         *out += &lines(&t);
+        if self.wrong_logits > 0 {
+            let (last, wrong) = (end - 1, self.wrong_logits);
+            let _ = writeln!(
+                out,
+                "no next token after position {last}: NaN or infinite logits: {wrong}"
+            );
+        }
         if !self.top.is_empty() {
             let _ = writeln!(out, "likeliest next tokens after position {}", end - 1);
             let mut t = table(&["  token", "id", "logit", "probability"]);

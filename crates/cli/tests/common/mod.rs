@@ -40,7 +40,10 @@ pub(crate) fn apr<'a>(args: impl IntoIterator<Item = &'a str>) -> Done {
 }
 
 /// The same with this on stdin.
-pub(crate) fn apr_reading<'a>(stdin: &str, args: impl IntoIterator<Item = &'a str>) -> Done {
+pub(crate) fn apr_reading<'a>(
+    stdin: impl AsRef<[u8]>,
+    args: impl IntoIterator<Item = &'a str>,
+) -> Done {
     let mut child = Command::new(env!("CARGO_BIN_EXE_apr"))
         .args(args)
         .stdin(Stdio::piped())
@@ -49,7 +52,7 @@ pub(crate) fn apr_reading<'a>(stdin: &str, args: impl IntoIterator<Item = &'a st
         .spawn()
         .unwrap();
     // A command that does not read its stdin may be gone already.
-    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_ref());
     let output = child.wait_with_output().unwrap();
     Done {
         code: output.status.code().expect("apr ends by itself, not by a signal"),
