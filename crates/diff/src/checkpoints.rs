@@ -1,8 +1,10 @@
-//! Comparing two model files tensor by tensor, whatever their containers.
+//! Comparing two model files: what they declare, and tensor by tensor, whatever their containers.
 //!
 //! Tensors belong together by what they are for, not by how a container calls them. Rows of heads are brought into one
-//! order where the architectures say how they are stored. Values are dequantised a row at a time.
+//! order where the architectures say how they are stored. Values are dequantised a row at a time. Equal tensors under
+//! another config are another model, so the configs are compared first.
 
+mod config;
 mod pairing;
 mod relation;
 
@@ -14,13 +16,14 @@ use serde::Serialize;
 use crate::{
     Error, Metrics, NotCompared, Options, Outcome, Reason, Result, Side, metrics::Accumulator,
 };
+pub use config::{ConfigComparison, ConfigDifference, UnreadableConfig};
 use pairing::{Named, Pairing, Side as Model};
 pub use relation::{Relation, RelationKind};
 
 /// What to compare of two model files, and what counts as equal.
 #[derive(Clone, Debug)]
 pub struct TensorOptions {
-    /// Compare only tensors with this in one of their names.
+    /// Compare only tensors with this in one of their names, and not the configs.
     pub filter: Option<String>,
     /// The largest relative L2 that counts as equal.
     pub tolerance: f64,
@@ -43,6 +46,8 @@ pub struct CheckpointComparison {
     pub b: String,
     /// The largest relative L2 that counts as equal.
     pub tolerance: f64,
+    /// How the declared dimensions and constants differ; `None` if only some tensors were asked for.
+    pub config: Option<ConfigComparison>,
     /// What was compared, from the embedding to the head.
     pub tensors: Vec<TensorComparison>,
     /// What was not, and why.
@@ -101,6 +106,7 @@ pub fn compare_checkpoints(
         a: a.path().display().to_string(),
         b: b.path().display().to_string(),
         tolerance: options.tolerance,
+        config: options.filter.is_none().then(|| config::compare(&a, &b)),
         tensors: Vec::with_capacity(pairs.len()),
         not_compared,
         notes: [(Side::A, &a), (Side::B, &b)]
@@ -121,9 +127,17 @@ pub fn compare_checkpoints(
 }
 
 fn outcome(comparison: &CheckpointComparison) -> Outcome {
-    let CheckpointComparison { tensors, not_compared, .. } = comparison;
+    let CheckpointComparison { config, tensors, not_compared, .. } = comparison;
+    if let Some(different) = config.as_ref().and_then(|config| config.differences.first()) {
+        return Outcome::Differs { first: format!("{} of the config", different.key) };
+    }
     if let Some(tensor) = tensors.iter().find(|tensor| !tensor.within) {
         return Outcome::Differs { first: tensor.name.clone() };
+    }
+    if let Some(config) = config.as_ref().and_then(|config| config.unreadable.first()) {
+        return Outcome::Unmeasured {
+            because: format!("the config of {}: {}", config.side, config.why),
+        };
     }
     let mut missing =
         not_compared.iter().filter(|left| !matches!(left.reason, Reason::Derived { .. }));

@@ -46,8 +46,19 @@ pub struct Comparison {
     pub stages: Vec<StageComparison>,
     /// What was not, and why.
     pub not_compared: Vec<NotCompared>,
+    /// What only one side holds, where [only common stages](crate::Options::common) were asked for: not missed.
+    pub left_out: Vec<NotCompared>,
     /// What follows.
     pub outcome: Outcome,
+}
+
+impl Comparison {
+    /// The stage and row that are beyond the tolerance at the earliest position: from which token on the sides differ.
+    pub fn first_row_beyond(&self) -> Option<(Site, &RowScore)> {
+        let rows = self.stages.iter().flat_map(|s| s.rows.iter().map(|row| (s.site, row)));
+        rows.filter(|(_, row)| !row.within(self.tolerance))
+            .min_by_key(|(_, row)| (row.slot, row.position))
+    }
 }
 
 /// Where a side comes from.
@@ -145,7 +156,8 @@ pub struct RowScore {
     pub slot: usize,
     /// The position, where it is known.
     pub position: Option<usize>,
-    /// As in [`Metrics`].
+    /// As in [`Metrics`]; where the reference's row has less than [a millionth](Self::TINY) of the norm of the stage's
+    /// rows in the root mean square, relative to that norm, since almost nothing is a measure of nothing.
     #[serde(serialize_with = "crate::metrics::option_number")]
     pub relative_l2: Option<f64>,
     /// The largest difference.
@@ -159,10 +171,15 @@ pub struct RowScore {
 }
 
 impl RowScore {
-    /// Whether the row is within the tolerance by itself, and not all zeros on one side only. The norm of a stage is
+    /// The share of the stage's usual norm below which a row is not measured by its own.
+    pub const TINY: f64 = 1e-6;
+
+    /// Whether the row is within the tolerance by itself, nothing differs in category, and it is not all zeros on one side only. The norm of a stage is
     /// that of its largest row, often the first token's, beside which another row may be wrong throughout.
     pub fn within(&self, tolerance: f64) -> bool {
-        self.dead.is_none() && self.relative_l2.is_none_or(|error| error <= tolerance)
+        self.dead.is_none()
+            && self.mismatched == 0
+            && self.relative_l2.is_none_or(|error| error <= tolerance)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::metrics::option_number;
 pub struct Logits {
     /// Rows in which both sides are free of NaN.
     pub rows: usize,
+    /// Rows in which a side has a NaN: they take part in nothing here.
+    pub rows_with_nan: usize,
     /// Rows in which both favour the same token.
     pub argmax_agree: usize,
     /// The first row in which they do not.
@@ -55,6 +57,7 @@ impl LogitRows {
     pub(crate) fn new(top_k: usize) -> Self {
         let logits = Logits {
             rows: 0,
+            rows_with_nan: 0,
             argmax_agree: 0,
             first_disagreement: None,
             top_k,
@@ -69,8 +72,12 @@ impl LogitRows {
     /// Takes in a row of logits of the side under test and of the reference.
     pub(crate) fn add(&mut self, position: Option<usize>, a: &[f64], b: &[f64]) {
         let logits = &mut self.logits;
-        if a.is_empty() || a.iter().chain(b).any(|x| x.is_nan()) {
-            return; // Counted as categories; there is no distribution to speak of.
+        if a.is_empty() {
+            return;
+        }
+        if a.iter().chain(b).any(|x| x.is_nan()) {
+            logits.rows_with_nan += 1; // There is no distribution to speak of.
+            return;
         }
         logits.rows += 1;
         let k = logits.top_k.clamp(1, a.len());
@@ -181,8 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn a_row_with_nan_is_no_agreement() {
+    fn a_row_with_nan_is_counted_and_no_agreement() {
         let logits = compare(&[f64::NAN, 1.0], &[0.0, 1.0], 1);
         assert_eq!((logits.rows, logits.argmax_agree, logits.kl_mean), (0, 0, None));
+        assert_eq!(logits.rows_with_nan, 1);
     }
 }

@@ -181,6 +181,16 @@ impl<At: Copy> Accumulator<At> {
         }
     }
 
+    /// `|b|` over the finite pairs.
+    pub(crate) fn reference_norm(&self) -> f64 {
+        self.b.sqrt()
+    }
+
+    /// `|a - b|` over the finite pairs.
+    pub(crate) fn distance(&self) -> f64 {
+        self.diff.sqrt()
+    }
+
     /// Takes in what `later` has seen.
     pub(crate) fn merge(&mut self, later: &Self) {
         self.count += later.count;

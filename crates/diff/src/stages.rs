@@ -16,7 +16,7 @@ use crate::{
 pub struct Options {
     /// The stages to compare; `None` means all that either side holds.
     pub sites: Option<TapSet>,
-    /// Compare what both sides hold and do not miss the rest.
+    /// Compare what both sides hold and do not miss the rest, which is only listed.
     pub common: bool,
     /// The largest relative L2 that counts as equal, of a stage and of each of its rows.
     pub tolerance: f64,
@@ -52,6 +52,7 @@ pub fn compare(a: &Capture, b: &Capture, options: &Options) -> Result<Comparison
         token_differences,
         stages: Vec::new(),
         not_compared: Vec::new(),
+        left_out: Vec::new(),
         outcome: Outcome::Unmeasured { because: String::new() },
     };
     for site in asked_for(a, b, options) {
@@ -64,15 +65,22 @@ pub fn compare(a: &Capture, b: &Capture, options: &Options) -> Result<Comparison
         };
         match pair.compare(options)? {
             Ok(stage) => comparison.stages.push(stage),
-            Err(Reason::Missing { .. }) if options.common => {}
             Err(reason) => {
-                comparison.not_compared.push(NotCompared { name: site.to_string(), reason });
+                let list = match reason {
+                    Reason::Missing { .. } if options.common => &mut comparison.left_out,
+                    _ => &mut comparison.not_compared,
+                };
+                list.push(NotCompared { name: site.to_string(), reason });
             }
         }
     }
-    if options.sites.is_none() && !options.common {
+    if options.sites.is_none() {
+        let list = match options.common {
+            true => &mut comparison.left_out,
+            false => &mut comparison.not_compared,
+        };
         for (side, capture) in [(Side::A, a), (Side::B, b)] {
-            comparison.not_compared.extend(
+            list.extend(
                 capture.unknown().iter().map(|name| NotCompared {
                     name: name.clone(),
                     reason: Reason::Unknown { side },
@@ -155,7 +163,7 @@ impl StagePair<'_> {
         }
 
         let mut sum = Accumulator::default();
-        let mut scores: Vec<RowScore> = Vec::with_capacity(rows.pairs.len());
+        let mut sums = Vec::with_capacity(rows.pairs.len());
         let mut logits = (self.site.stage == Stage::LmHead).then(|| LogitRows::new(options.top_k));
         let mut bitwise = true;
         for (index, &(row_a, row_b)) in rows.pairs.iter().enumerate() {
@@ -166,9 +174,16 @@ impl StagePair<'_> {
             };
             let row = compare_row(index, (a, row_a), (b, row_b), len, logits.as_mut());
             bitwise &= row.bitwise;
-            scores.push(row_score(row_a, &row.sum));
             sum.merge(&row.sum);
+            sums.push(row.sum);
         }
+        let usual_norm = sum.reference_norm() / (rows.pairs.len() as f64).sqrt();
+        let scores: Vec<RowScore> = rows
+            .pairs
+            .iter()
+            .zip(&sums)
+            .map(|(&(row, _), sum)| row_score(row, sum, usual_norm))
+            .collect();
         let metrics = sum.metrics();
         if metrics.finite == 0 && metrics.categories.mismatched == 0 {
             return Ok(Err(Reason::NothingFinite));
@@ -221,12 +236,17 @@ fn compare_row(
     row
 }
 
-fn row_score(row: RowRef, sum: &Accumulator<Place>) -> RowScore {
+/// The score of one row of a stage, whose rows have the norm `usual_norm` in the root mean square.
+fn row_score(row: RowRef, sum: &Accumulator<Place>, usual_norm: f64) -> RowScore {
     let metrics = sum.clone().metrics();
+    let relative_l2 = match sum.reference_norm() < RowScore::TINY * usual_norm {
+        true => metrics.relative_l2.map(|_| sum.distance() / usual_norm),
+        false => metrics.relative_l2,
+    };
     RowScore {
         slot: row.slot,
         position: row.position,
-        relative_l2: metrics.relative_l2,
+        relative_l2,
         max_abs: metrics.max_abs.map(|pair| pair.abs_diff()),
         mismatched: metrics.categories.mismatched,
         dead: match metrics.zero_norm {

@@ -187,14 +187,57 @@ fn a_row_that_is_wrong_throughout_does_not_hide_beside_a_large_one() {
     let site = Site::layer(0, Stage::FfnOut);
     let record = |name: &str, second: f32| {
         capture_of(&dir.path().join(name), &[prefill(&[5, 6])], only([site]), |_, _, values| {
-            values[..8].fill(1e7);
+            values[..8].fill(5e5);
             values[8..].fill(second);
         })
     };
     let found = diff(&record("a", -1.0), &record("b", 1.0));
     let stage = stage(&found, site);
-    assert!(stage.metrics.relative_l2.unwrap() < 1e-6);
+    assert!(stage.metrics.relative_l2.unwrap() < 1e-5);
     assert_eq!((stage.within, stage.worst_row().unwrap().relative_l2), (false, Some(2.0)));
+    assert_eq!(found.outcome.exit_code(), 1);
+}
+
+#[test]
+fn one_wrong_row_among_many_is_not_diluted_and_says_from_which_token_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens: Vec<u32> = (0..430).map(|i| i % 9).collect();
+    let (early, late) = (Site::layer(0, Stage::FfnOut), Site::layer(1, Stage::FfnOut));
+    let record = |name: &str, wrong: &[(Site, usize)]| {
+        let sites = only([early, late]);
+        capture_of(&dir.path().join(name), &[prefill(&tokens)], sites, |site, _, values| {
+            values.fill(1.0);
+            for (_, row) in wrong.iter().filter(|(of, _)| *of == site) {
+                values[row * 8..][..8].fill(1.01);
+            }
+        })
+    };
+    let options = Options { tolerance: 1e-3, ..Options::default() };
+    let wrong = record("a", &[(early, 401), (late, 322)]);
+    let found = compare(&wrong, &record("b", &[]), &options).unwrap();
+    let stage = stage(&found, late);
+    assert!(stage.metrics.relative_l2.unwrap() < 1e-3, "the stage as a whole is within");
+    assert!(!stage.within);
+    assert!((stage.worst_row().unwrap().relative_l2.unwrap() - 1e-2).abs() < 1e-6);
+    let (site, row) = found.first_row_beyond().unwrap();
+    assert_eq!((site, row.position), (late, Some(322)), "the earliest position of all stages");
+}
+
+#[test]
+fn a_row_of_almost_nothing_is_measured_by_the_norm_of_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::layer(0, Stage::FfnOut);
+    let record = |name: &str, first: f32| {
+        capture_of(&dir.path().join(name), &[prefill(&[5, 6])], only([site]), |_, _, values| {
+            values[..8].fill(first);
+            values[8..].fill(1.0);
+        })
+    };
+    let tiny = record("tiny", 1e-9);
+    assert_eq!(diff(&record("twice", 2e-9), &tiny).outcome, Outcome::Match { bitwise: false });
+    let found = diff(&record("much", 1e-2), &tiny);
+    let row = &stage(&found, site).rows[0];
+    assert!((row.relative_l2.unwrap() - 1e-2 * 2f64.sqrt()).abs() < 1e-6, "{row:?}");
     assert_eq!(found.outcome.exit_code(), 1);
 }
 
@@ -241,7 +284,10 @@ fn a_stage_that_one_side_lacks_is_missed_unless_only_common_ones_are_asked_for()
 
     let common = Options { common: true, ..Options::default() };
     let matched = Outcome::Match { bitwise: true };
-    assert_eq!(compare(&both, &one, &common).unwrap().outcome, matched);
+    let found = compare(&both, &one, &common).unwrap();
+    assert_eq!((found.outcome, found.not_compared), (matched.clone(), Vec::new()));
+    let reason = Reason::Missing { side: Side::B };
+    assert_eq!(found.left_out, [NotCompared { name: out.to_string(), reason }]);
     let sites = Some(TapSet::from_iter([norm]));
     let asked = Options { sites, ..Options::default() };
     assert_eq!(compare(&both, &one, &asked).unwrap().outcome, matched);

@@ -67,6 +67,7 @@ fn a_gguf_and_the_checkpoint_it_was_made_of_match_in_every_tensor() {
         let (gguf, original) = (gguf(name), tiny(name));
         for found in [diff(&gguf, &original), diff(&original, &gguf)] {
             assert_eq!(found.outcome, Outcome::Match { bitwise: false }, "{name}");
+            assert_eq!(found.config, Some(ConfigComparison::default()), "{name}");
             assert_eq!(found.tensors.len(), original.tensors().len(), "{name}");
             for tensor in &found.tensors {
                 assert_eq!(tensor.relation, None, "{name} {}", tensor.name);
@@ -80,6 +81,30 @@ fn a_gguf_and_the_checkpoint_it_was_made_of_match_in_every_tensor() {
 fn a_checkpoint_matches_itself_bit_for_bit() {
     let original = tiny("qwen2");
     assert_eq!(diff(&original, &original).outcome, Outcome::Match { bitwise: true });
+}
+
+#[test]
+fn equal_tensors_under_another_config_are_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = changed(dir.path(), "qwen2", keep);
+    let config = dir.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let edit = |from: &str, to: &str| {
+        assert!(text.contains(from), "{text}");
+        fs::write(&config, text.replace(from, to)).unwrap();
+        diff(&open(dir.path()), &tiny("qwen2"))
+    };
+    let found = edit("\"rope_theta\": 1000000.0", "\"rope_theta\": 10000.0");
+    assert_eq!(found.outcome, Outcome::Differs { first: "rope_theta of the config".into() });
+    let expected =
+        ConfigDifference { key: "rope_theta", a: "10000".to_owned(), b: "1000000".to_owned() };
+    assert_eq!(found.config.unwrap().differences, [expected]);
+    assert!(found.tensors.iter().all(|tensor| tensor.within));
+
+    let found = edit("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": \"small\"");
+    assert_eq!(found.outcome.exit_code(), 3, "{:?}", found.outcome);
+    assert_eq!(found.config.unwrap().unreadable[0].side, Side::A);
+    assert_eq!(found.tensors.len(), other.tensors().len(), "tensors are compared all the same");
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use apr_diff::{Cell, CheckpointComparison, RelationKind, TensorComparison};
+use apr_diff::{
+    Cell, CheckpointComparison, ConfigComparison, ConfigDifference, RelationKind, TensorComparison,
+    UnreadableConfig,
+};
 
 use crate::{
     diff::{categories, cosine, largest, mismatches, ratio, relative_l2, verdict},
@@ -17,6 +20,9 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
     let mut out = format!("A  {}\nB  {} (reference)\n", c.a, c.b);
     for note in &c.notes {
         let _ = writeln!(out, "note: {note}");
+    }
+    if let Some(config) = &c.config {
+        out += &declared(config);
     }
     if !c.tensors.is_empty() {
         let mut t = table(&[
@@ -53,6 +59,21 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
         }
     }
     out + "\n" + &verdict(&c.outcome, c.tolerance, c.tensors.len())
+}
+
+/// What the two configs say differently, or why they cannot be compared.
+fn declared(config: &ConfigComparison) -> String {
+    let mut out = String::new();
+    if config.unreadable.is_empty() && config.differences.is_empty() {
+        out += "config: the same\n";
+    }
+    for UnreadableConfig { side, why } in &config.unreadable {
+        let _ = writeln!(out, "config: not compared, that of {side} cannot be read: {why}");
+    }
+    for ConfigDifference { key, a, b } in &config.differences {
+        let _ = writeln!(out, "config: {key} DIFFERS: {a} in A, {b} in B");
+    }
+    out
 }
 
 fn place(at: &Cell) -> String {

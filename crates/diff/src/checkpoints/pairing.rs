@@ -48,6 +48,15 @@ impl<'c> Side<'c> {
         self.checkpoint.path()
     }
 
+    pub(super) fn config(&self) -> Result<&Config, &apr_model::Error> {
+        self.config.as_ref().map(|(config, _)| config)
+    }
+
+    /// The factors that the file divides rotary frequencies by, if it stores such a tensor and it can be read.
+    pub(super) fn rope_factors(&self) -> Option<Vec<f32>> {
+        self.tensors.get(&Key::Role(Role::RopeFreqs))?.stored.to_f32().ok()
+    }
+
     pub(super) fn head_dim(&self) -> Option<usize> {
         self.config.as_ref().ok().map(|(config, _)| config.head_dim)
     }
