@@ -282,21 +282,11 @@ fn a_prompt_that_is_no_text_is_refused() {
     assert!(stderr.contains("from index 4") && stderr.lines().count() == 1, "{stderr}");
 }
 
-/// Runs `apr` with a limit on the size of files, in units of 512 bytes: a full disk that needs no disk.
-#[cfg(unix)]
-fn with_file_limit(blocks: &str, args: &[&str]) -> std::process::Output {
-    // The signal has to be ignored for the limit to be an error.
-    let script = "trap '' XFSZ; ulimit -f \"$1\"; shift; exec \"$@\"";
-    std::process::Command::new("sh")
-        .args(["-c", script, "sh", blocks, env!("CARGO_BIN_EXE_apr")])
-        .args(args)
-        .output()
-        .unwrap()
-}
-
 #[test]
 #[cfg(unix)]
 fn a_trace_that_cannot_be_written_to_its_end_says_what_is_left() {
+    use common::apr_with_file_limit;
+
     let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
     let (output, tokens) = (scratch.path("cap"), vec!["5"; 32].join(","));
     // The steps have 1 and 16 rows of 320 logits.
@@ -304,16 +294,12 @@ fn a_trace_that_cannot_be_written_to_its_end_says_what_is_left() {
     let left = || fs::read_dir(scratch.path("")).unwrap().map(|entry| entry.unwrap().path());
 
     let whole = [&trace[..], &["--rows", "all", "-o", &output]].concat();
-    let done = with_file_limit("24", &whole);
-    let stderr = String::from_utf8(done.stderr).unwrap();
-    assert_eq!(done.status.code(), Some(2), "{stderr}");
+    let stderr = apr_with_file_limit("24", &whole).expect(2).stderr;
     assert!(stderr.ends_with("no step was whole, so nothing is kept\n"), "{stderr}");
     assert_eq!(left().count(), 0);
 
     let uneven = [&trace[..], &["--rows", "15..32", "-o", &output]].concat();
-    let done = with_file_limit("24", &uneven);
-    let stderr = String::from_utf8(done.stderr).unwrap();
-    assert_eq!(done.status.code(), Some(2), "{stderr}");
+    let stderr = apr_with_file_limit("24", &uneven).expect(2).stderr;
     let partial = left().next().unwrap();
     let partial = partial.to_str().unwrap();
     assert!(stderr.contains("1 whole step in ") && stderr.contains(partial), "{stderr}");

@@ -44,15 +44,26 @@ pub(crate) fn apr_reading<'a>(
     stdin: impl AsRef<[u8]>,
     args: impl IntoIterator<Item = &'a str>,
 ) -> Done {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_apr"))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apr"));
+    command.args(args);
+    done(command, stdin.as_ref())
+}
+
+/// The same with a limit on the size of files, in units of 512 bytes: a full disk that needs no disk.
+#[cfg(unix)]
+pub(crate) fn apr_with_file_limit(blocks: &str, args: &[&str]) -> Done {
+    // The signal has to be ignored for the limit to be an error.
+    let script = "trap '' XFSZ; ulimit -f \"$1\"; shift; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", blocks, env!("CARGO_BIN_EXE_apr")]).args(args);
+    done(command, &[])
+}
+
+fn done(mut command: Command, stdin: &[u8]) -> Done {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     // A command that does not read its stdin may be gone already.
-    let _ = child.stdin.take().unwrap().write_all(stdin.as_ref());
+    let _ = child.stdin.take().unwrap().write_all(stdin);
     let output = child.wait_with_output().unwrap();
     Done {
         code: output.status.code().expect("apr ends by itself, not by a signal"),
