@@ -286,7 +286,10 @@ impl Manifest {
         let path = directory.join(MANIFEST);
         let mut json = serde_json::to_vec(self).expect("a manifest is plain data");
         json.push(b'\n');
-        fs::write(&path, json).map_err(Error::write(&path))
+        // On a full disk the manifest that was there stays readable.
+        let new = directory.join(format!("{MANIFEST}.new"));
+        fs::write(&new, json).map_err(Error::write(&new))?;
+        fs::rename(&new, &path).map_err(Error::write(&path))
     }
 }
 

@@ -221,9 +221,17 @@ impl Job for Tracing<'_> {
                      so there is no next token"
                 ));
             }
-            Err(error) => return Err(with_remains(error.into(), recorder.as_ref())),
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                return Err(match &recorder {
+                    Some(recorder) => {
+                        anyhow!("{}; {}", output::one_line(&error), left_by(recorder))
+                    }
+                    None => error,
+                });
+            }
         }
-        let capture = recorder.map(Recorder::finish).transpose()?;
+        let capture = recorder.map(finish).transpose()?;
         let capture = capture.map(|path| path.display().to_string());
 
         if payload {
@@ -263,14 +271,20 @@ impl Job for Tracing<'_> {
     }
 }
 
-/// `error` with what it leaves of the capture that was being recorded.
-fn with_remains(error: anyhow::Error, recorder: Option<&Recorder>) -> anyhow::Error {
-    let Some(recorder) = recorder else { return error };
-    let error = output::one_line(&error);
+fn finish(recorder: Recorder) -> Result<PathBuf> {
+    let left = left_by(&recorder);
+    recorder.finish().map_err(|error| match error {
+        apr_capture::Error::Write { .. } => anyhow!("{error}; {left}"),
+        error => error.into(),
+    })
+}
+
+/// What is left of a capture that is not completed.
+fn left_by(recorder: &Recorder) -> String {
     match recorder.steps() {
-        0 => anyhow!("{error}; no step was whole, so nothing is kept"),
-        steps => anyhow!(
-            "{error}; {} in {}, which `apr diff --allow-partial` reads",
+        0 => "no step was whole, so nothing is kept".to_owned(),
+        steps => format!(
+            "{} in {}, which `apr diff --allow-partial` reads",
             plural(steps, "whole step"),
             recorder.partial_path().display()
         ),

@@ -307,6 +307,27 @@ fn a_trace_that_cannot_be_written_to_its_end_says_what_is_left() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_capture_whose_manifest_cannot_be_completed_keeps_its_steps() {
+    use common::apr_with_file_limit;
+
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let output = scratch.path("cap");
+    let trace = ["trace", &model, "--tokens", "5,6,7,8,9,10,11,12", "--chunk", "1"];
+    let trace = [&trace[..], &["--save-tensor", "attn_norm", "-o", &output]].concat();
+    apr(trace.iter().copied()).expect(0);
+    let size = fs::metadata(format!("{output}/manifest.json")).unwrap().len();
+    fs::remove_dir_all(&output).unwrap();
+
+    let limit = ((size - 1) / 512).to_string();
+    let stderr = apr_with_file_limit(&limit, &trace).expect(2).stderr;
+    assert!(stderr.contains("manifest.json") && stderr.contains("8 whole steps in "), "{stderr}");
+    let partial = fs::read_dir(scratch.path("")).unwrap().next().unwrap().unwrap().path();
+    let partial = partial.to_str().unwrap();
+    apr(["diff", partial, partial, "--allow-partial"]).expect(0);
+}
+
+#[test]
 fn comparisons_of_what_cannot_be_compared_are_refused() {
     let scratch = Scratch::new();
     let (model, golden) = (fixture("tiny/qwen2"), fixture("golden/tiny-qwen2/capture"));
