@@ -17,6 +17,7 @@ fn what_the_tour_keeps_can_be_compared_and_traced() {
         let at = rest.find(verdict).unwrap_or_else(|| panic!("no {verdict:?} in {rest}"));
         rest = &rest[at + verdict.len()..];
     }
+    assert!(!done.stdout.contains(".partial"), "a path that is gone: {}", done.stdout);
     let mut names: Vec<_> =
         fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
