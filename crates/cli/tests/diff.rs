@@ -47,12 +47,15 @@ fn different_arithmetics_are_said_and_the_difference_is_still_scored() {
     let fast = scratch.capture("fast", &model, &["--tokens", "5,6,7"]);
     let exact = scratch.capture("exact", &model, &["--tokens", "5,6,7", "--backend", "reference"]);
     let done = apr(["diff", &fast, &exact]).expect(1);
-    says(&done, &["note: A keeps an f16 cache; B rounds neither", "--backend reference"]);
+    says(&done, &["note: A keeps its cache in f16; B rounds neither", "tracing A again with"]);
+    let turned = apr(["diff", &exact, &fast]).expect(1);
+    says(&turned, &["B keeps its cache in f16", "tracing B again with"]);
     says(
         &done,
         &[
             "DIFFERS: first beyond the tolerance is layers.0.",
             "DIFFERS\n",
+            "first row beyond the tolerance: position 0 (layers.0.",
             "where the difference becomes visible",
         ],
     );
@@ -76,9 +79,14 @@ fn what_is_not_compared_is_named_and_unmeasured() {
     let done = apr(["diff", &part, &whole]).expect(3);
     says(&done, &["UNMEASURED", "not compared, and not scored", "embedding: not in A"]);
     says(&apr(["diff", &whole, &part]).expect(3), &["embedding: not in B"]);
-    says(&apr(["diff", &part, &whole, "--common"]).expect(0), &["MATCH", "compared: 2"]);
+    let done = apr(["diff", &part, &whole, "--common"]).expect(0);
+    says(&done, &["MATCH", "compared: 2 stages", "left out, since only common stages"]);
+    says(&done, &["embedding: not in A"]);
+    let json = apr(["diff", &part, &whole, "--common", "--json"]).expect(0).json();
+    assert_eq!(json["left_out"][0]["name"], "embedding");
+    assert_eq!(json["not_compared"], serde_json::json!([]));
     says(&apr(["diff", &part, &whole, "--stages", "attn_norm"]).expect(0), &["MATCH"]);
-    says(&apr(["diff", &part, &whole, "--stages", "ffn_out"]).expect(3), &["compared: 0"]);
+    says(&apr(["diff", &part, &whole, "--stages", "ffn_out"]).expect(3), &["compared: 0 stages"]);
     let layers = ["--stages", "ffn_out", "--layers", "last"];
     let done = apr(["diff", &part, &whole].into_iter().chain(layers)).expect(3);
     says(&done, &["layers.1.ffn_out: not in A"]);
@@ -93,7 +101,10 @@ fn rows_of_other_tokens_are_not_scored() {
     says(&done, &["tokens differ from position 2 on: 7 in A, 9 in B", "UNMEASURED"]);
     says(&done, &["74 rows of 37 stages: the tokens up to there differ"]);
     let c = scratch.capture("c", &model, &["--tokens", "1,6,9,8"]);
-    says(&apr(["diff", &a, &c]).expect(3), &["compared: 0", "the tokens differ from the first"]);
+    says(
+        &apr(["diff", &a, &c]).expect(3),
+        &["compared: 0 stages", "the tokens differ from the first"],
+    );
 }
 
 #[test]
@@ -128,7 +139,15 @@ fn files_of_values_are_compared_one_by_one() {
     let reference = aprt(&scratch, "reference.bin", &[1.0, 2.0, 3.0, 4.0]);
     let other = aprt(&scratch, "other.bin", &[1.0, 2.5, 3.0, 4.0]);
     let done = apr(["diff", &other, &reference, "--values", "--limit", "2"]).expect(1);
-    says(&done, &["other.bin", "reference.bin (reference)", "0.5000 at element 1", "DIFFERS"]);
+    says(
+        &done,
+        &[
+            "other.bin",
+            "reference.bin (what A is measured against)",
+            "0.5000 at element 1",
+            "DIFFERS",
+        ],
+    );
     let shown: Vec<&str> = done.stdout.lines().filter(|line| line.starts_with('1')).collect();
     assert_eq!(shown.len(), 1, "{}", done.stdout);
     assert_eq!(shown[0].split_whitespace().collect::<Vec<_>>(), ["1", "2.500", "2.000", "0.5000"]);
@@ -137,7 +156,8 @@ fn files_of_values_are_compared_one_by_one() {
     assert_eq!(json["values"][0], serde_json::json!({ "at": 1, "a": 2.5, "b": 2.0 }));
     assert_eq!((json["values"].as_array().unwrap().len(), &json["a"]), (2, &other.clone().into()));
 
-    says(&apr(["diff", &reference, &reference]).expect(0), &["MATCH: equal bit for bit"]);
+    let done = apr(["diff", &reference, &reference]).expect(0);
+    says(&done, &["MATCH: equal bit for bit", "4 elements", "max |diff|      0\n"]);
     let nan = aprt(&scratch, "nan.bin", &[1.0, f32::NAN, 3.0, 4.0]);
     let done = apr(["diff", &nan, &reference]).expect(1);
     says(&done, &["1 MISMATCHED", "element 1: A NaN, B 2"]);
@@ -187,8 +207,12 @@ fn a_tree_of_files_is_the_capture_it_holds() {
 #[test]
 fn model_files_are_compared_tensor_by_tensor_whatever_their_containers() {
     let (model, gguf) = (fixture("tiny/qwen2"), fixture("tiny/qwen2/qwen2-F16.gguf"));
-    says(&apr(["diff", &model, &model]).expect(0), &["MATCH: equal bit for bit", "compared: 26"]);
-    says(&apr(["diff", &gguf, &model]).expect(0), &["MATCH: all within the tolerance"]);
+    says(
+        &apr(["diff", &model, &model]).expect(0),
+        &["MATCH: equal bit for bit", "compared: 26 tensors"],
+    );
+    let done = apr(["diff", &gguf, &model]).expect(0);
+    says(&done, &["MATCH: all within the tolerance", "config: the same", "same values"]);
     // Llama's GGUF stores rows of heads in another order, which is no difference.
     let (llama, gguf) = (fixture("tiny/llama"), fixture("tiny/llama/llama-F16.gguf"));
     let done = apr(["diff", &gguf, &llama]).expect(0);
@@ -212,14 +236,36 @@ fn a_transposed_weight_in_the_last_layer_is_found_and_called_that() {
         }
     });
     let done = apr(["diff", &transposed, &model]).expect(1);
-    says(&done, &["DIFFERS: first beyond the tolerance is blk.1.attn_q.weight", "TRANSPOSED"]);
-    assert_eq!(done.stdout.matches("TRANSPOSED").count(), 1, "{}", done.stdout);
+    says(&done, &["DIFFERS: 1 of 26 tensors, first: blk.1.attn_q.weight, TRANSPOSED"]);
+    says(&done, &["TRANSPOSED: rel L2 0 after transposing"]);
+    assert_eq!(done.stdout.matches("TRANSPOSED").count(), 2, "{}", done.stdout);
 
     // Statistics of values look healthy; the comparison of values does not.
     let a = scratch.capture("a", &transposed, &["--tokens", "5,6,7"]);
     let b = scratch.capture("b", &model, &["--tokens", "5,6,7"]);
     let done = apr(["diff", &a, &b]).expect(1);
     says(&done, &["DIFFERS: first beyond the tolerance is layers.1.qkv_matmul"]);
+}
+
+#[test]
+fn models_of_equal_tensors_and_other_configs_differ_in_the_keys_that_are_named() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let other = scratch.copy(&model, "other");
+    let config = Path::new(&other).join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"rope_theta\": 1000000.0", "\"rope_theta\": 10000.0"))
+        .unwrap();
+    let done = apr(["diff", &other, &model]).expect(1);
+    says(&done, &["config: rope_theta DIFFERS: 10000 in A, 1000000 in B"]);
+    says(&done, &["DIFFERS: the config in rope_theta\n"]);
+    let json = apr(["diff", &other, &model, "--json"]).expect(1).json();
+    assert_eq!(json["config"]["differences"][0]["key"], "rope_theta");
+
+    fs::write(&config, text.replace("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": \"small\""))
+        .unwrap();
+    let done = apr(["diff", &other, &model]).expect(3);
+    says(&done, &["config: not compared, since that of A", "UNMEASURED: the config of A: "]);
+    says(&done, &["compared: 26 tensors"]);
 }
 
 #[test]
@@ -238,14 +284,30 @@ fn the_header_and_the_verdict_say_what_was_compared_with_what() {
     let lines: Vec<&str> = done.stdout.lines().collect();
     let tool = format!("A  {capture}: apr {}, cpu, {model}, plan ", env!("CARGO_PKG_VERSION"));
     assert!(lines[0].starts_with(&tool), "{}", lines[0]);
-    assert!(lines[1].starts_with("B  ") && lines[1].ends_with("(reference)"), "{}", lines[1]);
+    assert!(
+        lines[1].starts_with("B  ") && lines[1].ends_with("(what A is measured against)"),
+        "{}",
+        lines[1]
+    );
     assert_eq!(lines[2], "rows aligned by token position");
     let columns: Vec<&str> =
         lines[4].split("  ").filter(|c| !c.is_empty()).map(str::trim).collect();
-    let expected =
-        ["stage", "rows", "rel L2", "max |diff|", "at", "A", "B", "RMS", "cosine", "|A|/|B|"];
-    assert_eq!(columns[..10], expected);
-    assert!(lines.iter().all(|line| line.chars().count() <= 120), "{}", done.stdout);
+    let expected = [
+        "stage",
+        "rows",
+        "rel L2",
+        "worst row",
+        "max |diff|",
+        "at",
+        "A",
+        "B",
+        "RMS diff",
+        "cosine",
+        "|A|/|B|",
+    ];
+    assert_eq!(columns[..11], expected);
+    says(&done, &["\n(p5 h2 c17 k3: position, head, channel, key)\n", "\nnext token: "]);
+    assert!(lines[2..].iter().all(|line| line.chars().count() <= 120), "{}", done.stdout);
     assert_eq!(lines[lines.len() - 2], "MATCH: equal bit for bit");
-    assert_eq!(lines[lines.len() - 1], "(compared: 37; tolerance: relative L2 up to 1e-5)");
+    assert_eq!(lines[lines.len() - 1], "(compared: 37 stages; tolerance: relative L2 up to 1e-5)");
 }

@@ -71,8 +71,10 @@ pub struct TensorComparison {
     pub dtype_a: String,
     /// Its stored type in the reference.
     pub dtype_b: String,
-    /// Its shape, `[out, in]` for a matrix.
+    /// Its shape in the file under test, `[out, in]` for a matrix.
     pub shape: Vec<usize>,
+    /// Its shape in the reference: another one only where it is transposed.
+    pub shape_b: Vec<usize>,
     /// Whether it is within the tolerance, and as it should lie.
     pub within: bool,
     /// Whether the stored bytes are equal.
@@ -205,6 +207,7 @@ impl TensorPair<'_> {
             dtype_a: a.dtype().name().to_owned(),
             dtype_b: b.dtype().name().to_owned(),
             shape: a.shape().dims().to_vec(),
+            shape_b: b.shape().dims().to_vec(),
             within,
             bitwise: a.dtype() == b.dtype()
                 && a.shape() == b.shape()

@@ -146,6 +146,8 @@ fn a_transposed_weight_is_recognised_square_or_not_and_no_other_is() {
         let relation = related[0].relation.as_ref().unwrap();
         assert_eq!((relation.kind, relation.relative_l2), (RelationKind::Transposed, Some(0.0)));
         assert_eq!((related[0].within, found.outcome.exit_code()), (false, 1));
+        let turned: Vec<_> = related[0].shape_b.iter().rev().copied().collect();
+        assert_eq!(related[0].shape, turned, "a's shape is that of b turned");
     }
 }
 

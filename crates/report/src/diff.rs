@@ -1,10 +1,13 @@
 //! Comparisons as text. Their JSON is the comparison itself, or one that has the same beside it.
 
-use std::{fmt::Write, path::Path};
+use std::{
+    fmt::{Display, Write},
+    path::Path,
+};
 
 use apr_diff::{
-    Alignment, AprtComparison, Arithmetic, Comparison, Location, Logits, Metrics, Origin, Outcome,
-    Pair, StageComparison, ZeroNorm,
+    Alignment, AprtComparison, Arithmetic, Comparison, Location, Logits, Metrics, NotCompared,
+    Origin, Outcome, Pair, RowScore, StageComparison, ZeroNorm,
 };
 use serde::Serialize;
 
@@ -13,11 +16,14 @@ use crate::table::{lines, magnitude, number, plural, short, table};
 /// Stages that were not compared are listed up to this many.
 const MISSING_SHOWN: usize = 20;
 
+/// What the reference is.
+pub(crate) const MEASURED_AGAINST: &str = "(what A is measured against)";
+
 /// A comparison of two captures.
 pub fn captures(c: &Comparison) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "A  {}", origin(&c.a));
-    let _ = writeln!(out, "B  {} (reference)", origin(&c.b));
+    let _ = writeln!(out, "B  {} {MEASURED_AGAINST}", origin(&c.b));
     out += match c.alignment {
         Alignment::Positions => "rows aligned by token position\n",
         Alignment::LastRow => {
@@ -49,11 +55,12 @@ pub fn captures(c: &Comparison) -> String {
             "stage",
             "rows",
             "rel L2",
+            "worst row",
             "max |diff|",
             "at",
             "A",
             "B",
-            "RMS",
+            "RMS diff",
             "cosine",
             "|A|/|B|",
             "NaN/Inf",
@@ -68,6 +75,7 @@ pub fn captures(c: &Comparison) -> String {
             t.add_row(stage_row(stage));
         }
         out += &lines(&t);
+        out += "(p5 h2 c17 k3: position, head, channel, key)\n";
     }
     let metrics = c.stages.iter().map(|stage| (stage.site.to_string(), &stage.metrics));
     let notes = [mismatches(metrics, Location::to_string, "stage"), dead_rows(&c.stages)];
@@ -80,8 +88,11 @@ pub fn captures(c: &Comparison) -> String {
     out += &logits.map_or(String::new(), tokens);
     out += &not_compared(c);
     out += "\n";
-    out += &verdict(&c.outcome, c.tolerance, c.stages.len());
+    out += &verdict(&c.outcome, c.tolerance, &plural(c.stages.len(), "stage"));
     if let Outcome::Differs { .. } = c.outcome {
+        if let Some((site, &RowScore { position: Some(position), .. })) = c.first_row_beyond() {
+            let _ = writeln!(out, "first row beyond the tolerance: position {position} ({site})");
+        }
         out += "This is where the difference becomes visible, not necessarily where it arises.\n";
     }
     out
@@ -121,15 +132,7 @@ fn in_more(count: usize, thing: &str) -> String {
 }
 
 fn not_compared(c: &Comparison) -> String {
-    let mut lines: Vec<String> = c
-        .not_compared
-        .iter()
-        .take(MISSING_SHOWN)
-        .map(|missing| format!("{}: {}", missing.name, missing.reason))
-        .collect();
-    if c.not_compared.len() > MISSING_SHOWN {
-        lines.push(format!("and {} more", c.not_compared.len() - MISSING_SHOWN));
-    }
+    let mut lines = listed(&c.not_compared);
     let mut rows = |why: &str, rows: fn(&StageComparison) -> usize| {
         let with: Vec<usize> = c.stages.iter().map(rows).filter(|&n| n > 0).collect();
         if !with.is_empty() {
@@ -140,9 +143,25 @@ fn not_compared(c: &Comparison) -> String {
     rows("only in A", |stage| stage.rows_only_a);
     rows("only in B", |stage| stage.rows_only_b);
     rows("the tokens up to there differ", |stage| stage.rows_other_tokens);
+    section("not compared, and not scored", &lines)
+        + &section("left out, since only common stages were asked for", &listed(&c.left_out))
+}
+
+/// The first of `missing`, and how many more there are.
+pub(crate) fn listed(missing: &[NotCompared]) -> Vec<String> {
+    let line = |missing: &NotCompared| format!("{}: {}", missing.name, missing.reason);
+    let mut lines: Vec<String> = missing.iter().take(MISSING_SHOWN).map(line).collect();
+    if missing.len() > MISSING_SHOWN {
+        lines.push(format!("and {} more", missing.len() - MISSING_SHOWN));
+    }
+    lines
+}
+
+/// Indented lines under a heading, if there are any.
+pub(crate) fn section(heading: &str, lines: &[String]) -> String {
     match lines.is_empty() {
         true => String::new(),
-        false => format!("\nnot compared, and not scored:\n  {}\n", lines.join("\n  ")),
+        false => format!("\n{heading}:\n  {}\n", lines.join("\n  ")),
     }
 }
 
@@ -156,7 +175,7 @@ fn arithmetic(a: &Origin, b: &Origin) -> Option<String> {
         let activations = &of.activations;
         let activations = (!activations.is_empty())
             .then(|| format!("rounds activations to {}", activations.join(", ")));
-        let kv = of.kv.as_ref().map(|kv| format!("keeps an {kv} cache"));
+        let kv = of.kv.as_ref().map(|kv| format!("keeps its cache in {kv}"));
         let parts: Vec<String> = activations.into_iter().chain(kv).collect();
         match parts.is_empty() {
             true => "rounds neither activations nor the cache".to_owned(),
@@ -164,12 +183,29 @@ fn arithmetic(a: &Origin, b: &Origin) -> Option<String> {
         }
     };
     let size = if declared_a.activations == declared_b.activations { "1e-3" } else { "1e-2" };
-    Some(format!(
-        "A {}; B {}: differences of about {size} are what such rounding does; \
-         `apr trace --activations f32 --kv f32` or `--backend reference` leaves it out",
+    let mut note = format!(
+        "A {}; B {}: differences of about {size} are what such rounding does",
         rounds(declared_a),
         rounds(declared_b),
-    ))
+    );
+    // Only our own tracing has options that leave it out.
+    let avoidable = |(_, origin, declared): &(&str, &Origin, &Arithmetic)| {
+        let ours = origin.tool.as_ref().is_some_and(|tool| tool.starts_with("apr "));
+        ours && (!declared.activations.is_empty() || declared.kv.is_some())
+    };
+    let again: Vec<&str> = [("A", a, declared_a), ("B", b, declared_b)]
+        .into_iter()
+        .filter(avoidable)
+        .map(|(side, ..)| side)
+        .collect();
+    if !again.is_empty() {
+        let _ = write!(
+            note,
+            "; tracing {} again with `--activations f32 --kv f32` or `--backend reference` leaves it out",
+            again.join(" and ")
+        );
+    }
+    Some(note)
 }
 
 /// A comparison of two captures in a few lines: the extremes, the tokens, the verdict.
@@ -188,7 +224,7 @@ pub fn summary(c: &Comparison) -> String {
     if let Some(logits) = c.stages.iter().find_map(|stage| stage.logits.as_ref()) {
         out += &tokens(logits);
     }
-    out + &verdict(&c.outcome, c.tolerance, c.stages.len())
+    out + &verdict(&c.outcome, c.tolerance, &plural(c.stages.len(), "stage"))
 }
 
 /// A comparison of two files of values, and the values that are furthest apart.
@@ -218,7 +254,7 @@ impl<'c> AprtReport<'c> {
 
     /// The report as text.
     pub fn text(&self) -> String {
-        let mut out = format!("A  {}\nB  {} (reference)\n\n", self.a, self.b);
+        let mut out = format!("A  {}\nB  {} {MEASURED_AGAINST}\n\n", self.a, self.b);
         let c = self.comparison;
         for (name, value) in metrics(&c.metrics, |at: &usize| format!("element {at}")) {
             let _ = writeln!(out, "{name:<16}{value}");
@@ -232,7 +268,8 @@ impl<'c> AprtReport<'c> {
             out += "\n";
             out += &lines(&t);
         }
-        out + "\n" + &verdict(&c.outcome, c.tolerance, 1)
+        let compared = plural(c.metrics.count as usize, "element");
+        out + "\n" + &verdict(&c.outcome, c.tolerance, &compared)
     }
 }
 
@@ -250,7 +287,7 @@ fn stage_row(stage: &StageComparison) -> Vec<String> {
     let m = &stage.metrics;
     let indent = if stage.site.layer.is_some() { "  " } else { "" };
     let mut row = vec![format!("{indent}{}", stage.site.stage), stage.rows.len().to_string()];
-    row.push(relative_l2(m));
+    row.extend([relative_l2(m), worst_row(stage)]);
     row.extend(largest(m, place));
     row.extend([optional(m.rms), cosine(m.cosine), ratio(m.norm_ratio)]);
     row.push(categories(m));
@@ -263,6 +300,17 @@ fn stage_row(stage: &StageComparison) -> Vec<String> {
         .to_owned(),
     );
     row
+}
+
+/// The largest relative L2 of a single row, and the row's position.
+fn worst_row(stage: &StageComparison) -> String {
+    match stage.worst_row() {
+        Some(&RowScore { relative_l2: Some(error), position, .. }) if error > 0.0 => {
+            let at = position.map_or(String::new(), |p| format!(" p{p}"));
+            magnitude(error) + &at
+        }
+        _ => "-".to_owned(),
+    }
 }
 
 /// The largest difference, its place and the two values. Where nothing differs there is no place to point at.
@@ -307,8 +355,8 @@ pub(crate) fn categories<At>(m: &Metrics<At>) -> String {
 }
 
 fn tokens(logits: &Logits) -> String {
-    let mut out =
-        format!("tokens: the favourite agrees in {} of {} rows", logits.argmax_agree, logits.rows);
+    let rows = plural(logits.rows + logits.rows_with_nan, "row");
+    let mut out = format!("next token: the favourite agrees in {} of {rows}", logits.argmax_agree);
     if let Some(d) = &logits.first_disagreement {
         let _ = write!(
             out,
@@ -318,6 +366,9 @@ fn tokens(logits: &Logits) -> String {
             d.b,
             number(d.reference_margin),
         );
+    }
+    if logits.rows_with_nan > 0 {
+        let _ = write!(out, "; {} with NaN not compared", plural(logits.rows_with_nan, "row"));
     }
     let _ = writeln!(
         out,
@@ -332,10 +383,14 @@ fn tokens(logits: &Logits) -> String {
 
 /// Every number of `m`, by name.
 fn metrics<At>(m: &Metrics<At>, at: impl Fn(&At) -> String) -> Vec<(&'static str, String)> {
-    let mut rows = vec![("compared", m.count.to_string()), ("relative L2", relative_l2(m))];
+    let mut rows =
+        vec![("compared", plural(m.count as usize, "element")), ("relative L2", relative_l2(m))];
     if let Some(pair) = &m.max_abs {
         let (a, b) = (number(pair.a), number(pair.b));
-        let text = format!("{} at {} (A {a}, B {b})", number(pair.abs_diff()), at(&pair.at));
+        let text = match pair.abs_diff() {
+            0.0 => "0".to_owned(),
+            apart => format!("{} at {} (A {a}, B {b})", number(apart), at(&pair.at)),
+        };
         rows.push(("max |diff|", text));
     }
     rows.extend([
@@ -368,7 +423,7 @@ pub(crate) fn cosine(x: Option<f64>) -> String {
     }
 }
 
-pub(crate) fn verdict(outcome: &Outcome, tolerance: f64, compared: usize) -> String {
+pub(crate) fn verdict(outcome: impl Display, tolerance: f64, compared: &str) -> String {
     format!("{outcome}\n(compared: {compared}; tolerance: relative L2 up to {tolerance:e})\n")
 }
 
@@ -380,7 +435,7 @@ mod tests {
         let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         Origin {
             path: "cap".to_owned(),
-            tool: None,
+            tool: Some("apr 1.0".to_owned()),
             model: None,
             backend: None,
             plan_fingerprint: None,
@@ -399,12 +454,37 @@ mod tests {
         let exact = (&[][..], None);
         let text = note(fast, exact).unwrap();
         assert!(text.starts_with(
-            "A rounds activations to Q8_0, Q8_K and keeps an f16 cache; \
+            "A rounds activations to Q8_0, Q8_K and keeps its cache in f16; \
              B rounds neither activations nor the cache: differences of about 1e-2"
         ));
         assert!(note((&[], Some("f16")), exact).unwrap().contains("about 1e-3"));
         assert_eq!(note(fast, fast), None);
+        assert!(text.contains("tracing A again"), "{text}");
+        assert!(note(exact, fast).unwrap().contains("tracing B again"));
+        assert!(note((&[], Some("bf16")), fast).unwrap().contains("tracing A and B again"));
+        let foreign = Origin { tool: Some("torch 2".to_owned()), ..origin(Some(fast)) };
+        let text = arithmetic(&origin(Some(exact)), &foreign).unwrap();
+        assert!(!text.contains("again"), "its tool has other options: {text}");
         assert_eq!(arithmetic(&origin(Some(fast)), &origin(None)), None, "nothing is declared");
+    }
+
+    #[test]
+    fn rows_of_logits_with_nan_are_not_passed_over() {
+        let logits = Logits {
+            rows: 5,
+            rows_with_nan: 1,
+            argmax_agree: 5,
+            first_disagreement: None,
+            top_k: 10,
+            top_k_overlap: Some(1.0),
+            kl_mean: Some(0.0),
+            kl_max: Some(0.0),
+            kl_max_position: None,
+        };
+        let start = "next token: the favourite agrees in 5 of 6 rows; 1 row with NaN not compared;";
+        assert!(tokens(&logits).starts_with(start), "{}", tokens(&logits));
+        let whole = Logits { rows_with_nan: 0, ..logits };
+        assert!(tokens(&whole).contains("agrees in 5 of 5 rows; top-10"), "{}", tokens(&whole));
     }
 
     #[test]
