@@ -63,6 +63,9 @@ struct ValueArgs {
     /// The same as JSON.
     #[arg(long)]
     json: bool,
+    /// Statistics of these stages only: names separated by commas. What is saved is chosen by --save-tensor.
+    #[arg(long, value_name = "STAGES")]
+    stages: Option<String>,
     /// Only these layers: numbers, ranges such as 0..4 (without 4) or 0..=4, `last`; separated by commas.
     #[arg(long, value_name = "LAYERS")]
     layers: Option<String>,
@@ -145,10 +148,16 @@ impl Job for Tracing<'_> {
 
     fn run<B: Backend>(self, model: &Model<B>) -> Result<Exit> {
         let Self { args, prompt, checkpoint } = &self;
-        let payload = args.values.payload || args.values.json || args.save.save_tensor.is_none();
+        let payload = args.values.payload
+            || args.values.json
+            || args.values.stages.is_some()
+            || args.save.save_tensor.is_none();
         let sites = model.plan().sites();
         let shown = match payload {
-            true => selection::select(sites, "all", args.values.layers.as_deref())?,
+            true => {
+                let stages = args.values.stages.as_deref().unwrap_or("all");
+                selection::select(sites, stages, args.values.layers.as_deref())?
+            }
             false => TapSet::none(),
         };
         let mut cache = engine::cache_for(model, prompt.token_ids.len(), args.values.decode)?;

@@ -183,6 +183,7 @@ fn options_out_of_range_or_in_conflict_are_refused() {
         ("trace", &["--layers", "1..1"], &["empty"]),
         ("trace", &["--layers", "x"], &["`x` is no layer"]),
         ("trace", &["--layers", "0,4294967295"], &["layer 4294967295", "0 to 1"]),
+        ("trace", &["--stages", "q_norm"], &["no stage `q_norm`", "it has: embedding"]),
         ("trace", &["--save-tensor", "all"], &["--output"]),
         ("trace", &["--output", "x"], &["--save-tensor"]),
         ("trace", &["--rows", "last"], &["--save-tensor"]),

@@ -334,6 +334,19 @@ fn force_replaces_a_capture_and_nothing_is_left_of_the_old_one() {
 }
 
 #[test]
+fn statistics_can_be_of_other_stages_than_what_is_saved() {
+    let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
+    let output = scratch.path("cap");
+    let args = ["trace", &model, "--tokens", "5,6", "--stages", "ffn_out,attn_out", "--json"];
+    let save = ["--save-tensor", "lm_head", "-o", &output];
+    let json = apr(args.into_iter().chain(save)).expect(0).json();
+    let expected =
+        ["layers.0.attn_out", "layers.0.ffn_out", "layers.1.attn_out", "layers.1.ffn_out"];
+    assert_eq!(names(&json["steps"][0]["stages"], "site"), expected);
+    assert_eq!(names(&manifest(&output)["steps"][0]["tensors"], "name"), ["lm_head"]);
+}
+
+#[test]
 fn a_step_says_which_tokens_it_reads() {
     let model = fixture("tiny/qwen2");
     let args = ["trace", &model, "--tokens", "5,6,7", "--decode", "2", "--layers", "0"];

@@ -162,7 +162,7 @@ impl Trace {
         out += "\nWorth a look\n";
         match self.findings.is_empty() {
             true => {
-                out += "  nothing: no NaN, no Inf, no dead row, no jump of the residual stream between layers\n"
+                out += "  nothing in what is shown: no NaN, no Inf, no dead row, no jump of the residual stream between layers\n"
             }
             false => self.findings.iter().for_each(|finding| {
                 let _ = writeln!(out, "  {finding}");
