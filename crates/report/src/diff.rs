@@ -88,11 +88,12 @@ pub fn captures(c: &Comparison) -> String {
     out += &logits.map_or(String::new(), tokens);
     out += &not_compared(c);
     out += "\n";
-    out += &verdict(&c.outcome, c.tolerance, &plural(c.stages.len(), "stage"));
+    let mut outcome = c.outcome.to_string();
+    if let Some((site, &RowScore { position: Some(position), .. })) = c.first_row_beyond() {
+        let _ = write!(outcome, "\nfirst row beyond the tolerance: position {position} ({site})");
+    }
+    out += &verdict(outcome, c.tolerance, &plural(c.stages.len(), "stage"));
     if let Outcome::Differs { .. } = c.outcome {
-        if let Some((site, &RowScore { position: Some(position), .. })) = c.first_row_beyond() {
-            let _ = writeln!(out, "first row beyond the tolerance: position {position} ({site})");
-        }
         out += "This is where the difference becomes visible, not necessarily where it arises.\n";
     }
     out
