@@ -256,7 +256,7 @@ fn models_of_equal_tensors_and_other_configs_differ_in_the_keys_that_are_named()
     fs::write(&config, text.replace("\"rope_theta\": 1000000.0", "\"rope_theta\": 10000.0"))
         .unwrap();
     let done = apr(["diff", &other, &model]).expect(1);
-    says(&done, &["config: rope_theta DIFFERS: 10000 in A, 1000000 in B"]);
+    says(&done, &["config: rope_theta DIFFERS: 10000.0 in A, 1000000.0 in B"]);
     says(&done, &["DIFFERS: the config in rope_theta\n"]);
     let json = apr(["diff", &other, &model, "--json"]).expect(1).json();
     assert_eq!(json["config"]["differences"][0]["key"], "rope_theta");

@@ -87,17 +87,19 @@ fn differences(a: Declared<'_>, b: Declared<'_>) -> Vec<ConfigDifference> {
     compare!(|a: &usize, b: &usize| a == b;
         num_hidden_layers hidden_size num_attention_heads num_key_value_heads head_dim
         intermediate_size vocab_size max_position_embeddings);
-    compare!(|a: &f64, b: &f64| same_in_f32(*a, *b); rms_norm_eps rope_theta);
+    for (key, a, b) in [
+        ("rms_norm_eps", config_a.rms_norm_eps, config_b.rms_norm_eps),
+        ("rope_theta", config_a.rope_theta, config_b.rope_theta),
+    ] {
+        // GGUF stores such constants as F32, config.json in decimal.
+        let (a, b) = (a as f32, b as f32);
+        note(key, a == b, &format!("{a:?}"), &format!("{b:?}"));
+    }
     let same = same_scaling(a, b);
     note("rope_scaling", same, &scaling_text(a), &scaling_text(b));
     compare!(|a: &usize, b: &usize| a == b; rotary_dim);
     compare!(|a: &bool, b: &bool| a == b; attention_bias qk_norm);
     found
-}
-
-/// GGUF stores such constants as F32, config.json in decimal.
-fn same_in_f32(a: f64, b: f64) -> bool {
-    a as f32 == b as f32
 }
 
 /// Whether both stretch every pair of channels alike, by whatever rule.
