@@ -46,7 +46,7 @@ fn ci() -> Result<()> {
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
     tidy::check(&root())?;
     if succeeds(Command::new("cargo").args(["deny", "--version"])) {
-        cargo(&["deny", "--offline", "check", "bans", "licenses", "sources"])?;
+        cargo(&["deny", "check", "bans", "licenses", "sources"])?;
     } else {
         eprintln!("xtask: skipped `cargo deny`: not installed (cargo install cargo-deny)");
     }
