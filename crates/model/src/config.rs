@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::rope::Llama3Scaling;
+use crate::rope::{Llama3Scaling, RopeFrequencies};
 
 /// The architectures that run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,5 +93,19 @@ impl Config {
     /// Channels of all key heads.
     pub fn kv_dim(&self) -> usize {
         self.num_key_value_heads * self.head_dim
+    }
+
+    /// The angular frequency of each rotated pair, scaled as the config says.
+    ///
+    /// # Panics
+    /// If there are stored factors, but not one for each pair.
+    pub fn rope_frequencies(&self) -> RopeFrequencies {
+        let plain = RopeFrequencies::new(self.rope_theta, self.rotary_dim);
+        match &self.rope_scaling {
+            RopeScaling::None => plain,
+            RopeScaling::Linear { factor } => plain.linear(*factor),
+            RopeScaling::Llama3(scaling) => plain.llama3(scaling),
+            RopeScaling::Factors(factors) => plain.divided_by(factors),
+        }
     }
 }

@@ -121,20 +121,18 @@ fn stretch((config, stored): Declared<'_>) -> Option<Vec<f64>> {
     if config.rotary_dim > MAX_ROTARY_DIM {
         return None;
     }
+    let mut config = config.clone();
+    if let (Some(factors), false) = (stored, matches!(config.rope_scaling, RopeScaling::Factors(_)))
+    {
+        config.rope_scaling = RopeScaling::Factors(factors.to_vec());
+    }
     let plain = RopeFrequencies::new(config.rope_theta, config.rotary_dim);
-    let factors = match &config.rope_scaling {
-        RopeScaling::Factors(factors) => Some(factors.as_slice()),
-        _ => stored,
-    };
-    let scaled = match (factors, &config.rope_scaling) {
-        (Some(factors), _) if factors.len() == plain.as_slice().len() => {
-            plain.clone().divided_by(factors)
-        }
-        (Some(_), _) => return None,
-        (None, RopeScaling::Linear { factor }) => plain.clone().linear(*factor),
-        (None, RopeScaling::Llama3(scaling)) => plain.clone().llama3(scaling),
-        (None, _) => plain.clone(),
-    };
+    if let RopeScaling::Factors(factors) = &config.rope_scaling
+        && factors.len() != plain.as_slice().len()
+    {
+        return None;
+    }
+    let scaled = config.rope_frequencies();
     Some(plain.as_slice().iter().zip(scaled.as_slice()).map(|(plain, f)| plain / f).collect())
 }
 

@@ -7,7 +7,7 @@ use apr_tensor::{Shape, Stored};
 
 use super::config::{HeadRows, head_rows, read_config};
 use crate::{
-    Architecture, Backend, Config, Error, LayerRole, Result, RopeFrequencies, RopeScaling,
+    Architecture, Backend, Config, Error, LayerRole, Result, RopeScaling,
     decoder::{Decoder, Layer},
     names::{Role, role_of},
 };
@@ -84,23 +84,13 @@ pub(crate) fn bind<B: Backend>(
     tensors.all_used(config.architecture)?;
 
     Ok(Decoder {
-        rope: rope_frequencies(&config),
+        rope: config.rope_frequencies(),
         embed_tokens: table.weight(backend)?,
         lm_head: head.map(|head| head.weight(backend)).transpose()?,
         layers,
         norm,
         config,
     })
-}
-
-fn rope_frequencies(config: &Config) -> RopeFrequencies {
-    let plain = RopeFrequencies::new(config.rope_theta, config.rotary_dim);
-    match &config.rope_scaling {
-        RopeScaling::None => plain,
-        RopeScaling::Linear { factor } => plain.linear(*factor),
-        RopeScaling::Llama3(scaling) => plain.llama3(scaling),
-        RopeScaling::Factors(factors) => plain.divided_by(factors),
-    }
 }
 
 /// A tensor and what to call it in an error.
