@@ -32,7 +32,7 @@ pub(crate) struct Args {
     a: PathBuf,
     /// The reference, of the same kind.
     b: PathBuf,
-    /// The largest relative L2 that counts as equal.
+    /// The largest relative L2, of a stage and of each of its rows, that counts as equal.
     #[arg(long, value_name = "X", default_value = "1e-5", value_parser = at_least_zero)]
     #[arg(allow_negative_numbers = true)]
     tolerance: f64,
