@@ -1,10 +1,14 @@
 //! What every backend promises, on every instruction set of this machine, alone and on several threads.
 
 use apr_cpu::{Activations, Cpu, CpuOptions, Isa, KvType};
-use apr_testkit::invariants;
+use apr_testkit::{Collect, Shown, invariants};
 
 fn best(threads: usize) -> impl Fn() -> Cpu {
     move || Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
+}
+
+fn bits(value: &Shown) -> Vec<u64> {
+    value.tensor.values.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]
@@ -44,7 +48,10 @@ fn bits_depend_on_the_arithmetic_but_not_on_isa_or_threads() {
         let tokens = invariants::tokens(11);
         let run = |options| {
             let model = invariants::load(Cpu::new(options).unwrap(), file);
-            invariants::logits(&model, &tokens, &[8, 3], &mut apr_model::Unobserved)
+            let mut seen = Collect::new(model.all_taps());
+            let logits = invariants::logits(&model, &tokens, &[8, 3], &mut seen);
+            let stages: Vec<_> = seen.shown.into_iter().map(|(at, v)| (at, bits(&v))).collect();
+            (logits, stages)
         };
         let mut arithmetics = Vec::new();
         for activations in [Activations::Native, Activations::F32] {
@@ -56,10 +63,15 @@ fn bits_depend_on_the_arithmetic_but_not_on_isa_or_threads() {
                     for threads in [1, 2, 4] {
                         let options =
                             CpuOptions { threads: Some(threads), isa: Some(isa), ..options };
-                        assert!(run(options) == expected, "{file}: {options:?}");
+                        let (logits, stages) = run(options);
+                        for (ours, expected) in stages.iter().zip(&expected.1) {
+                            let ((step, site), _) = ours;
+                            assert!(ours == expected, "{file}: {options:?}: {site} of step {step}");
+                        }
+                        assert!((logits, stages) == expected, "{file}: {options:?}");
                     }
                 }
-                arithmetics.push(expected);
+                arithmetics.push(expected.0);
             }
         }
         let [native, native_f32_cache, f32, _] = &arithmetics[..] else { unreachable!() };
