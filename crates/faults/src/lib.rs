@@ -1,0 +1,1 @@
+//! Planted faults, and a bench that scores who finds them.
