@@ -8,7 +8,7 @@
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
 use apr_model::Model;
 use apr_reference::{Arithmetic, Reference};
-use apr_tensor::{DType, activation::ActivationType};
+use apr_tensor::DType;
 use apr_testkit::{
     Collect, Isolated,
     invariants::{load, logits, tiny_files, tokens},
@@ -59,9 +59,9 @@ fn native_arithmetic_leaves_nothing_unexplained() {
 fn exact_activations_and_cache_leave_nothing_unexplained() {
     let options =
         CpuOptions { activations: Activations::F32, kv: KvType::F32, ..CpuOptions::default() };
-    let arithmetic = Arithmetic { activations: |_| ActivationType::F32, kv: DType::F32 };
+    let arithmetic = Arithmetic::EXACT.with_kv(DType::F32);
     for file in files() {
-        unexplained(&file, options, arithmetic);
+        unexplained(&file, options, arithmetic.clone());
     }
 }
 

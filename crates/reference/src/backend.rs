@@ -8,6 +8,8 @@ use apr_tensor::{
     activation::{ActivationType, Q8Row},
 };
 
+use rayon::prelude::*;
+
 use crate::{Arithmetic, Real, Tensor};
 
 /// The reference backend in `F`, computing as `Arithmetic` declares.
@@ -86,22 +88,33 @@ impl<F: Real> Backend for Reference<F> {
     fn linear(&self, x: &Tensor<F>, w: &Vec<Stored>) -> Result<Tensor<F>> {
         let n = x.shape[0];
         let out: usize = w.iter().map(|part| part.shape().rows()).sum();
-        let mut y = Tensor::zeros([n, out]);
-        let mut w_row = vec![0.0f32; x.cols()];
-        let mut column = 0;
+        // [out, n]: a thread owns whole rows of it.
+        let mut columns = Tensor::zeros([out, n]);
+        let mut rest = &mut columns.data[..];
         for part in w {
-            let dtype = part.dtype();
-            let kind = (self.arithmetic.activations)(dtype);
-            let x: Vec<Rounded<F>> = x.rows().map(|row| Rounded::new(row, kind)).collect();
-            for row in 0..part.shape().rows() {
-                part.dequantize_row(row, &mut w_row)?;
-                for (i, x) in x.iter().enumerate() {
-                    let products = x.row.iter().zip(&w_row).map(|(&x, &w)| x * F::of(w.into()));
-                    let correction = x.min_correction(dtype, part.row_bytes(row));
-                    y.data[i * out + column] = products.sum::<F>() + correction;
-                }
-                column += 1;
-            }
+            let (columns, after) = rest.split_at_mut(part.shape().rows() * n);
+            rest = after;
+            let x: Vec<Rounded<F>> = x
+                .rows()
+                .map(|row| Rounded::new(row, self.arithmetic.activations.of(part.dtype())))
+                .collect();
+            columns.par_chunks_exact_mut(n.max(1)).enumerate().try_for_each_init(
+                || (vec![0.0f32; part.shape().cols()], Vec::new()),
+                |(stored, wide), (row, y)| {
+                    part.dequantize_row(row, stored)?;
+                    wide.clear();
+                    wide.extend(stored.iter().map(|&w| F::of(w.into())));
+                    for (y, x) in y.iter_mut().zip(&x) {
+                        let correction = x.min_correction(part.dtype(), part.row_bytes(row));
+                        *y = dot(&x.row, wide) + correction;
+                    }
+                    Ok::<_, Error>(())
+                },
+            )?;
+        }
+        let mut y = Tensor::zeros([n, out]);
+        for (i, row) in y.data.chunks_exact_mut(out).enumerate() {
+            row.iter_mut().enumerate().for_each(|(column, y)| *y = columns.data[column * n + i]);
         }
         Ok(y)
     }
@@ -173,42 +186,40 @@ impl<F: Real> Backend for Reference<F> {
         // Where the key or value of position `j` for query head `h` begins.
         let at = |j: usize, h: usize| j * width + h / group * head_dim;
 
+        let queries = round(q, self.arithmetic.queries);
         let mut scores = Tensor::zeros([heads, n, keys]);
-        for h in 0..heads {
-            for i in 0..n {
-                let q = &q.data[(i * heads + h) * head_dim..][..head_dim];
-                for j in 0..visible(i) {
-                    let k = &kv.k[at(j, h)..][..head_dim];
-                    let dot = q.iter().zip(k).map(|(&q, &k)| q * k).sum::<F>();
-                    scores.data[(h * n + i) * keys + j] = dot * F::of(scale);
-                }
+        scores.data.par_chunks_exact_mut(keys).enumerate().for_each(|(row, scores)| {
+            let (h, i) = (row / n, row % n);
+            let q = &queries[(i * heads + h) * head_dim..][..head_dim];
+            for (j, score) in scores[..visible(i)].iter_mut().enumerate() {
+                *score = dot(q, &kv.k[at(j, h)..][..head_dim]) * F::of(scale);
             }
-        }
+        });
         let computed_scores = inner.scores.spill.then(|| scores.clone());
         let scores = inner.scores.replace.unwrap_or(scores);
 
         let mut softmax = Tensor::zeros([heads, n, keys]);
-        for row in 0..heads * n {
-            let range = row * keys..row * keys + visible(row % n);
-            let scores = &scores.data[range.clone()];
+        softmax.data.par_chunks_exact_mut(keys).enumerate().for_each(|(row, softmax)| {
+            let visible = visible(row % n);
+            let scores = &scores.data[row * keys..][..visible];
             let max = scores.iter().copied().fold(scores[0], |m, s| if s > m { s } else { m });
-            let exp: Vec<F> = scores.iter().map(|&s| (s - max).exp()).collect();
-            let sum = exp.iter().copied().sum::<F>();
-            softmax.data[range].iter_mut().zip(exp).for_each(|(p, e)| *p = e / sum);
-        }
+            softmax.iter_mut().zip(scores).for_each(|(p, &s)| *p = (s - max).exp());
+            let sum = softmax[..visible].iter().copied().sum::<F>();
+            softmax[..visible].iter_mut().for_each(|p| *p = *p / sum);
+        });
         let computed_softmax = inner.softmax.spill.then(|| softmax.clone());
         let softmax = inner.softmax.replace.unwrap_or(softmax);
 
+        let probabilities = round(&softmax, self.arithmetic.probabilities);
         let mut out = Tensor::zeros([n, heads * head_dim]);
-        for i in 0..n {
-            for h in 0..heads {
-                for c in 0..head_dim {
-                    let weighted = (0..visible(i))
-                        .map(|j| softmax.data[(h * n + i) * keys + j] * kv.v[at(j, h) + c]);
-                    out.data[(i * heads + h) * head_dim + c] = weighted.sum();
-                }
+        out.data.par_chunks_exact_mut(head_dim).enumerate().for_each(|(row, out)| {
+            let (i, h) = (row / heads, row % heads);
+            let weights = &probabilities[(h * n + i) * keys..][..visible(i)];
+            for (j, &p) in weights.iter().enumerate() {
+                let v = &kv.v[at(j, h)..][..head_dim];
+                out.iter_mut().zip(v).for_each(|(out, &v)| *out = *out + p * v);
             }
-        }
+        });
         Ok(Attended { scores: computed_scores, softmax: computed_softmax, out })
     }
 
@@ -277,11 +288,32 @@ impl<F: Real> Backend for Reference<F> {
 
 impl<F: Real> Reference<F> {
     fn activation_name(&self, weight: DType) -> String {
-        match (self.arithmetic.activations)(weight) {
+        match self.arithmetic.activations.of(weight) {
             ActivationType::F32 => F::DTYPE.name().to_owned(),
             rounded => rounded.name().to_owned(),
         }
     }
+}
+
+/// The lanes that a sum of products is kept in: enough to keep a processor busy.
+const LANES: usize = 8;
+
+/// The sum of the products of two slices of one length: element `i` goes to lane `i % LANES`, lanes are added in order.
+fn dot<F: Real>(x: &[F], y: &[F]) -> F {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    let mut lanes = [F::of(0.0); LANES];
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..LANES {
+            lanes[lane] = lanes[lane] + x[lane] * y[lane];
+        }
+    }
+    let rest = x_rest.iter().zip(y_rest).map(|(&x, &y)| x * y);
+    lanes.into_iter().chain(rest).sum()
+}
+
+/// The elements of `x`, each rounded to a float type.
+fn round<F: Real>(x: &Tensor<F>, kind: ActivationType) -> Vec<F> {
+    Rounded::new(&x.data, kind).row
 }
 
 /// A row of activations as an engine holds it that rounds them.

@@ -1,4 +1,5 @@
-//! The obvious backend: plain loops, short enough to check against the paper, never optimised.
+//! The obvious backend: plain loops, short enough to check against the paper. They run on all cores and
+//! are otherwise not optimised.
 //!
 //! It is what every other backend is measured against. In f64 it is *exact* for our purposes: its rounding is
 //! a billion times below that of any engine it judges. It can also *emulate*: round activations and
@@ -10,7 +11,7 @@ mod backend;
 mod real;
 mod tensor;
 
-pub use arithmetic::Arithmetic;
-pub use backend::Reference;
+pub use arithmetic::{Activations, Arithmetic};
+pub use backend::{Kv, Reference};
 pub use real::Real;
 pub use tensor::Tensor;

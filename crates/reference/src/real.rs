@@ -15,6 +15,8 @@ pub trait Real:
     + ops::Sub<Output = Self>
     + ops::Mul<Output = Self>
     + ops::Div<Output = Self>
+    + Send
+    + Sync
     + 'static
 {
     /// This type, as plans name it.
