@@ -1,6 +1,6 @@
 //! The cached keys and values of one layer.
 
-use apr_model::KvShape;
+use apr_model::{KvShape, LayerKv};
 use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The keys and values of one layer. Each head's rows are contiguous: a query reads one stream of memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Kv {
     pub(crate) shape: KvShape,
     capacity: usize,
@@ -18,14 +18,14 @@ pub struct Kv {
     cells: Cells,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Cells {
     F16(KeysAndValues<f16>),
     F32(KeysAndValues<f32>),
 }
 
 /// `[heads, capacity, head_dim]` each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct KeysAndValues<E> {
     keys: Vec<E>,
     values: Vec<E>,
@@ -91,6 +91,13 @@ impl Kv {
             Cells::F16(cells) => Head::F16(cells.head(range, kernels.attention_f16)),
             Cells::F32(cells) => Head::F32(cells.head(range, kernels.attention_f32)),
         }
+    }
+}
+
+impl LayerKv for Kv {
+    fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "a cache forgets, it does not grow");
+        self.len = len;
     }
 }
 

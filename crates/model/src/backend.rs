@@ -24,7 +24,7 @@ pub trait Backend: Sized {
     /// A norm weight or a bias.
     type Vector;
     /// The cached keys and values of one layer.
-    type Kv;
+    type Kv: LayerKv;
 
     /// How this backend computes, for captures and reports.
     fn info(&self) -> BackendInfo;
@@ -109,6 +109,12 @@ pub trait Backend: Sized {
 
     /// The kernel that `op` runs, decided without looking at who observes.
     fn kernel(&self, op: Op<'_, Self::Weight>) -> Kernel;
+}
+
+/// One layer's keys and values, as far as the model handles them itself. A copy shares nothing with its original.
+pub trait LayerKv: Clone {
+    /// Forgets the positions from `len` on, of which there are at least `len`.
+    fn truncate(&mut self, len: usize);
 }
 
 /// How a backend computes, for captures and reports.

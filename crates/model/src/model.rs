@@ -5,8 +5,8 @@ use std::ops::Range;
 use apr_format::Checkpoint;
 
 use crate::{
-    Backend, Config, Cx, Error, KvShape, Observer, Phase, Plan, Result, Site, Stage, Step, TapSet,
-    Values,
+    Backend, Config, Cx, Error, KvShape, LayerKv, Observer, Phase, Plan, Result, Site, Stage, Step,
+    TapSet, Values,
     bind::bind,
     decoder::{Decoder, forward},
 };
@@ -187,6 +187,21 @@ impl<B: Backend> Cache<B> {
     /// Positions that there is room for.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Goes back to the first `len` positions, if there are more. Steps are counted on.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.len {
+            self.layers.iter_mut().for_each(|layer| layer.truncate(len));
+            self.len = len;
+        }
+    }
+}
+
+/// A copy is a snapshot: both sequences go on from here, and neither sees the other.
+impl<B: Backend> Clone for Cache<B> {
+    fn clone(&self) -> Self {
+        Self { layers: self.layers.clone(), ..*self }
     }
 }
 

@@ -44,6 +44,14 @@ impl<F: Real> Kv<F> {
     }
 }
 
+impl<F: Real> LayerKv for Kv<F> {
+    fn truncate(&mut self, len: usize) {
+        let elements = len * self.width();
+        self.k.truncate(elements);
+        self.v.truncate(elements);
+    }
+}
+
 impl<F: Real> Backend for Reference<F> {
     type Tensor = Tensor<F>;
     type Weight = Vec<Stored>;
