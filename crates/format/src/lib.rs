@@ -6,7 +6,7 @@
 //!
 //! This crate knows containers and no models: names of tensors and keys stay as they are, no number is
 //! computed from a weight, and nothing is guessed: a tensor of unknown type is listed as [`Unreadable`].
-//! To write files, see the `Writer` of each container.
+//! To write files, see the `Writer` of each container, and [`Draft`] for whole ones made in memory.
 
 pub mod apr;
 pub mod gguf;
@@ -15,6 +15,7 @@ pub mod safetensors;
 mod budget;
 mod checkpoint;
 mod cursor;
+mod draft;
 mod error;
 mod file;
 mod huggingface;
@@ -25,6 +26,7 @@ mod tensors;
 pub mod write;
 
 pub use checkpoint::{Checkpoint, Container};
+pub use draft::Draft;
 pub use error::{Error, Place, Result};
 pub use file::File;
 pub use huggingface::Companions;
