@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import AprtError
+from .prompts import Prompt, Selection, parse_tokens, prompt_from_capture
 from .store import check_target
 
 
@@ -137,7 +138,7 @@ def _run_hf(arguments: argparse.Namespace) -> int:
         provenance,
         prompt,
         arguments.output,
-        oracle.Selection(arguments.stages, arguments.layers, arguments.rows),
+        Selection(arguments.stages, arguments.layers, arguments.rows),
         force=arguments.force,
         note=lambda text: print(text, file=sys.stderr),
     )
@@ -150,9 +151,9 @@ def _run_hf(arguments: argparse.Namespace) -> int:
 
 def _prompt(arguments: argparse.Namespace, oracle):
     if arguments.tokens_from is not None:
-        return oracle.prompt_from_capture(arguments.tokens_from)
+        return prompt_from_capture(arguments.tokens_from)
     if arguments.tokens is not None:
-        prompt = oracle.Prompt(oracle.parse_tokens(arguments.tokens))
+        prompt = Prompt(parse_tokens(arguments.tokens))
     else:
         prompt = oracle.prompt_from_text(arguments.model, arguments.prompt, arguments.chat)
     return replace(prompt, greedy=arguments.decode)

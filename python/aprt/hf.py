@@ -24,15 +24,8 @@ from .stages import Dims, Rows, select_sites
 from .store import CaptureWriter
 from .taps import Taps
 
-SUPPORTED = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+SUPPORTED = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def check_architecture(model_type: str | None, where: object) -> None:
-    if model_type not in SUPPORTED:
-        raise AprtError(
-            f"{where}: architecture {model_type!r} is not supported, only {', '.join(SUPPORTED)}"
-        )
 
 
 def model_dims(model: torch.nn.Module) -> Dims:
@@ -157,8 +150,8 @@ def _type_name(dtype: torch.dtype) -> str:
 
 def _check_model(model: torch.nn.Module) -> None:
     name = type(model).__name__
-    if name not in SUPPORTED.values():
-        raise AprtError(f"{name}: not supported; supported: {', '.join(SUPPORTED.values())}")
+    if name not in SUPPORTED:
+        raise AprtError(f"{name}: not supported; supported: {', '.join(SUPPORTED)}")
     implementation = model.config._attn_implementation
     if implementation != "eager":
         raise AprtError(

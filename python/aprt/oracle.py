@@ -6,11 +6,8 @@ decodes with the model's own cache. The hooks are in `hf`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,32 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from . import gguf_model
 from .errors import AprtError
-from .hf import DTYPES, Provenance, capture, check_architecture, model_dims
-from .stages import Rows, select_sites
-from .store import read_manifest
-from .taps import step_layout
+from .hf import DTYPES, Provenance, capture, model_dims
+from .layout import run_bytes
+from .prompts import Prompt, Selection, check_ids, summary
+from .stages import Rows, check_architecture, select_sites
+from .store import index_sha256
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids to prefill, then ids to decode one by one, or a number of greedy steps."""
-
-    ids: list[int]
-    forced: list[int] = field(default_factory=list)
-    greedy: int = 0
-    mode: str = "tokens"
-    text: str | None = None
-    token_text: Callable[[int], str | None] | None = None
-
-
-@dataclass(frozen=True)
-class Selection:
-    stages: str = "all"
-    layers: str = "all"
-    rows: str = "all"
 
 
 # Models
@@ -126,13 +105,6 @@ def _safetensors_index(path: Path) -> list[tuple[str, str, Sequence[int]]]:
     return entries
 
 
-def index_sha256(entries: Iterable[tuple[str, str, Sequence[int]]]) -> str:
-    lines = (
-        f"{name} {dtype} {','.join(map(str, shape))}\n" for name, dtype, shape in sorted(entries)
-    )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -143,36 +115,6 @@ def _read_json(path: Path) -> dict:
 
 
 # Prompts
-
-
-def parse_tokens(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise AprtError(f"--tokens {text!r}: expected token ids like 1,2,3") from None
-
-
-def prompt_from_capture(directory: Path) -> Prompt:
-    """The token ids of a capture: its prefill chunks as one prompt, its decode steps one by one."""
-    steps = read_manifest(directory)["steps"]
-    if any(step.get("slot", 0) != 0 for step in steps):
-        raise AprtError(f"{directory}: holds several sequences (slots); only one can be replayed")
-    ids: list[int] = []
-    texts: dict[int, str] = {}
-    for step in steps:
-        expected = list(range(len(ids), len(ids) + len(step["token_ids"])))
-        if step["positions"] != expected:
-            raise AprtError(
-                f"{directory}: {step['file']} does not continue the sequence at position {len(ids)}"
-            )
-        ids += step["token_ids"]
-        texts.update(zip(step["token_ids"], step.get("tokens_text", ()), strict=False))
-    decodes = [step["phase"] == "decode" for step in steps]
-    lengths = {len(step["token_ids"]) for step in steps if step["phase"] == "decode"}
-    if decodes != sorted(decodes) or not lengths <= {1}:
-        raise AprtError(f"{directory}: expected prefill steps, then decode steps of one token each")
-    split = len(ids) - sum(decodes)
-    return Prompt(ids[:split], ids[split:], token_text=texts.get)
 
 
 def prompt_from_text(model_path: Path, text: str, chat: bool) -> Prompt:
@@ -221,9 +163,11 @@ def run(
     note: Callable[[str], None] = lambda _: None,
 ) -> dict:
     """Captures a prefill and the decode steps of `prompt`; returns a summary."""
-    _check_ids(model, prompt.ids + prompt.forced)
+    dims = model_dims(model)
+    check_ids(dims.vocab, prompt.ids + prompt.forced)
     count = len(prompt.forced) or prompt.greedy
-    size = estimate(model, len(prompt.ids), count, selection)
+    sites = select_sites(dims, selection.stages, selection.layers)
+    size = run_bytes(dims, sites, Rows(selection.rows), len(prompt.ids), count)
     note(f"{1 + count} steps, {size / 1e6:.1f} MB of tensors, to {out}")
 
     tokenizer = _tokenizer(path)
@@ -243,18 +187,7 @@ def run(
         provenance=provenance,
     ):
         decoded = _forward(model, prompt)
-    manifest = read_manifest(out)
-    tensors = [tensor for step in manifest["steps"] for tensor in step["tensors"]]
-    return {
-        "schema": "apr-oracle/1",
-        "output": os.fspath(out),
-        "model": manifest["model"],
-        "token_ids": prompt.ids,
-        "decoded_ids": decoded,
-        "steps": len(manifest["steps"]),
-        "tensors": len(tensors),
-        "bytes": size,
-    }
+    return summary(out, prompt, decoded, size)
 
 
 @torch.no_grad()
@@ -274,21 +207,3 @@ def _forward(model: torch.nn.Module, prompt: Prompt) -> list[int]:
     for _ in range(prompt.greedy):
         step([chosen[-1]])
     return chosen
-
-
-def _check_ids(model: torch.nn.Module, ids: Sequence[int]) -> None:
-    vocab = model.model.embed_tokens.num_embeddings
-    if not ids:
-        raise AprtError("the prompt is empty: it has no token")
-    wrong = [i for i in ids if not 0 <= i < vocab]
-    if wrong:
-        raise AprtError(f"token id {wrong[0]}: the model's vocabulary has ids 0..{vocab}")
-
-
-def estimate(model: torch.nn.Module, prompt: int, decode: int, selection: Selection) -> int:
-    """Bytes of all tensors that a run will write."""
-    dims, rows = model_dims(model), Rows(selection.rows)
-    sites = select_sites(dims, selection.stages, selection.layers)
-    steps = [range(prompt), *([position] for position in range(prompt, prompt + decode))]
-    layouts = (step_layout(dims, sites, list(s), rows.pick(list(s))) for s in steps)
-    return sum(spec.nbytes for layout in layouts for spec in layout)

@@ -6,14 +6,26 @@ what there is, never an empty capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from .errors import AprtError
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 ROW_CHANNEL = ("row", "channel")
 ROW_HEAD_CHANNEL = ("row", "head", "channel")
 HEAD_ROW_KEY = ("head", "row", "key")
+
+# Those whose stages are known to be the ones of the table.
+ARCHITECTURES = ("qwen2", "qwen3", "llama")
+
+
+def check_architecture(name: str | None, where: object) -> None:
+    if name not in ARCHITECTURES:
+        raise AprtError(
+            f"{where}: architecture {name!r} is not supported, only {', '.join(ARCHITECTURES)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,11 @@ class Site:
 
     @property
     def name(self) -> str:
-        return self.stage.name if self.layer is None else f"layers.{self.layer}.{self.stage.name}"
+        return site_name(self.stage.name, self.layer)
+
+
+def site_name(stage: str, layer: int | None) -> str:
+    return stage if layer is None else f"layers.{layer}.{stage}"
 
 
 def _rows(name: str, width: Callable[[Dims], int], *, per_layer: bool = True, **kwargs) -> Stage:
@@ -113,12 +129,15 @@ def all_sites(dims: Dims) -> list[Site]:
     ]
 
 
-def select_sites(dims: Dims, stages: str = "all", layers: str = "all") -> list[Site]:
+def select_sites(
+    dims: Dims, stages: str = "all", layers: str = "all", hidden: Mapping[str, str] = NOTHING
+) -> list[Site]:
     """The sites named by a comma list of stages and one of layers (`0..4,7,last`, 4 excluded).
 
-    Stages of the whole model are not affected by `layers`.
+    Stages of the whole model are not affected by `layers`. `hidden` are stages that the engine
+    does not show, each with the reason.
     """
-    wanted = _parse_stages(dims, stages)
+    wanted = _parse_stages(dims, stages, hidden)
     chosen = _parse_layers(dims.layers, layers)
     return [
         site
@@ -127,13 +146,15 @@ def select_sites(dims: Dims, stages: str = "all", layers: str = "all") -> list[S
     ]
 
 
-def _parse_stages(dims: Dims, text: str) -> set[str]:
-    have = [s.name for s in STAGES if s.present(dims)]
+def _parse_stages(dims: Dims, text: str, hidden: Mapping[str, str]) -> set[str]:
+    have = [s.name for s in STAGES if s.present(dims) and s.name not in hidden]
     if text.strip() == "all":
         return set(have)
     wanted = set()
     for word in text.split(","):
         name = ALIASES.get(word.strip(), word.strip())
+        if name in hidden:
+            raise AprtError(f"stage {word.strip()!r}: {hidden[name]}")
         if name not in have:
             raise AprtError(
                 f"stage {word.strip()!r}: this model has none; it has {', '.join(have)}"

@@ -6,11 +6,12 @@ that a killed run leaves nothing that looks like a capture. Knows no model and n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -65,6 +66,14 @@ class StepInfo:
         if self.tokens_text is not None:
             head["tokens_text"] = list(self.tokens_text)
         return head
+
+
+def index_sha256(entries: Iterable[tuple[str, str, Sequence[int]]]) -> str:
+    """The manifest's `index_sha256`, of the name, dtype and shape of each tensor."""
+    lines = (
+        f"{name} {dtype} {','.join(map(str, shape))}\n" for name, dtype, shape in sorted(entries)
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_target(out: Path, force: bool) -> None:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .errors import AprtError
-from .stages import Dims, Rows, Site
-from .store import CaptureWriter, StepInfo, StepWriter, TensorSpec
+from .layout import step_layout
+from .stages import Dims, Rows, Site, site_name
+from .store import CaptureWriter, StepInfo, StepWriter
 
 
 class _SoftmaxInput(TorchFunctionMode):
@@ -128,7 +129,7 @@ class Taps:
     # Values
 
     def _wants(self, stage: str, layer: int | None) -> bool:
-        return self._step is not None and self._step.wants(_site_name(stage, layer))
+        return self._step is not None and self._step.wants(site_name(stage, layer))
 
     def _put(self, stage: str, layer: int | None, value: torch.Tensor, row_axis: int = 0) -> None:
         """Stores the chosen rows of a value without its batch axis."""
@@ -138,9 +139,7 @@ class Taps:
         value = value.detach()
         if len(picked) != value.shape[row_axis]:
             value = value.index_select(row_axis, torch.tensor(picked, device=value.device))
-        self._step.put(
-            _site_name(stage, layer), value.to("cpu", torch.float32).contiguous().numpy()
-        )
+        self._step.put(site_name(stage, layer), value.to("cpu", torch.float32).contiguous().numpy())
 
     # Hooks
 
@@ -279,30 +278,6 @@ def _refuse_unfaithful(call: Mapping, positions: Sequence[int]) -> None:
         raise AprtError("attention_mask: padding and custom masks are not supported")
     if not isinstance(call.get("logits_to_keep", 0), int):
         raise AprtError("logits_to_keep: only a number of rows is supported, not indices")
-
-
-def step_layout(
-    dims: Dims,
-    sites: Sequence[Site],
-    positions: Sequence[int],
-    picked: Sequence[int],
-    kept: Mapping[str, Sequence[int]] | None = None,
-) -> list[TensorSpec]:
-    """The tensors of a step, known before it runs. `kept` overrides the rows of single stages."""
-    specs = []
-    for site in sites:
-        rows = (kept or {}).get(site.stage.name, picked)
-        if rows:
-            shape = site.stage.shape(dims, len(rows), positions[-1] + 1)
-            own = tuple(positions[i] for i in rows)
-            specs.append(
-                TensorSpec(site.name, site.stage.name, site.layer, shape, site.stage.axes, own)
-            )
-    return specs
-
-
-def _site_name(stage: str, layer: int | None) -> str:
-    return stage if layer is None else f"layers.{layer}.{stage}"
 
 
 def _hook(stack: ExitStack, module: torch.nn.Module, see) -> None:

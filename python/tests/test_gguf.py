@@ -11,7 +11,7 @@ from conftest import ARCHITECTURES, LLAMA3_SCALING, TOKENS, forward, make_model 
 from recompute import rope_frequencies  # noqa: E402
 
 import aprt  # noqa: E402
-from aprt import gguf_model  # noqa: E402
+from aprt.gguf_file import unpermute  # noqa: E402
 from aprt.oracle import load  # noqa: E402
 
 GGUF_NAMES = {
@@ -238,6 +238,6 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 def test_unpermuting_undoes_the_interleaving():
     weight = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
-    np.testing.assert_array_equal(gguf_model.unpermute(interleave(weight, 2), 2), weight)
+    np.testing.assert_array_equal(unpermute(interleave(weight, 2), 2), weight)
     # one head of 4 rows: pairs (0, 2) and (1, 3) are stored side by side
-    np.testing.assert_array_equal(gguf_model.unpermute(np.array([0, 2, 1, 3]), 1), [0, 1, 2, 3])
+    np.testing.assert_array_equal(unpermute(np.array([0, 2, 1, 3]), 1), [0, 1, 2, 3])
