@@ -124,6 +124,36 @@ impl<B: Backend> Model<B> {
         Ok(Logits { values, vocab_size })
     }
 
+    /// The matrix that `site`'s op reads, if it reads one and the model has the site.
+    pub fn weight(&self, site: Site) -> Option<&B::Weight> {
+        let Decoder { embed_tokens, layers, lm_head, .. } = &self.decoder;
+        let layer = site.layer.map(|layer| layers.get(layer as usize));
+        match (site.stage, layer) {
+            (Stage::Embedding, None) => Some(embed_tokens),
+            (Stage::LmHead, None) => Some(lm_head.as_ref().unwrap_or(embed_tokens)),
+            (Stage::QkvMatmul, Some(layer)) => Some(&layer?.qkv),
+            (Stage::AttnOut, Some(layer)) => Some(&layer?.attn_output),
+            (Stage::FfnGate, Some(layer)) => Some(&layer?.ffn_gate),
+            (Stage::FfnUp, Some(layer)) => Some(&layer?.ffn_up),
+            (Stage::FfnOut, Some(layer)) => Some(&layer?.ffn_down),
+            _ => None,
+        }
+    }
+
+    /// The norm weight or bias that `site`'s op reads, if it reads one and the model has the site.
+    pub fn vector(&self, site: Site) -> Option<&B::Vector> {
+        let layer = site.layer.map(|layer| self.decoder.layers.get(layer as usize));
+        match (site.stage, layer) {
+            (Stage::FinalNorm, None) => Some(&self.decoder.norm),
+            (Stage::AttnNorm, Some(layer)) => Some(&layer?.attn_norm),
+            (Stage::QkvBias, Some(layer)) => layer?.qkv_bias.as_ref(),
+            (Stage::QNorm, Some(layer)) => layer?.q_norm.as_ref(),
+            (Stage::KNorm, Some(layer)) => layer?.k_norm.as_ref(),
+            (Stage::FfnNorm, Some(layer)) => Some(&layer?.ffn_norm),
+            _ => None,
+        }
+    }
+
     /// Every site that this model can show.
     pub fn all_taps(&self) -> TapSet {
         self.plan.sites().iter().copied().collect()

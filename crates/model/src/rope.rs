@@ -75,12 +75,14 @@ impl RopeFrequencies {
         let pairs = self.inv_freq.len();
         let mut table = RopeTable {
             pairs,
+            angles: Vec::with_capacity(pairs * positions.len()),
             cos: Vec::with_capacity(pairs * positions.len()),
             sin: Vec::with_capacity(pairs * positions.len()),
         };
         for position in positions {
             for f in &self.inv_freq {
                 let angle = position as f64 * f;
+                table.angles.push(angle);
                 table.cos.push(libm::cos(angle));
                 table.sin.push(libm::sin(angle));
             }
@@ -93,6 +95,7 @@ impl RopeFrequencies {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeTable {
     pairs: usize,
+    angles: Vec<f64>,
     cos: Vec<f64>,
     sin: Vec<f64>,
 }
@@ -106,6 +109,11 @@ impl RopeTable {
     /// Rows in the table.
     pub fn rows(&self) -> usize {
         self.cos.len() / self.pairs.max(1)
+    }
+
+    /// The angles of row `row`, in radians.
+    pub fn angles(&self, row: usize) -> &[f64] {
+        &self.angles[row * self.pairs..(row + 1) * self.pairs]
     }
 
     /// The cosines and sines of row `row`.

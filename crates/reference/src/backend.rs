@@ -42,6 +42,16 @@ impl<F: Real> Kv<F> {
     fn len(&self) -> usize {
         self.k.len() / self.width()
     }
+
+    /// The keys, `[positions, heads * head_dim]`, rounded as the cache keeps them.
+    pub fn keys(&self) -> &[F] {
+        &self.k
+    }
+
+    /// The values, likewise.
+    pub fn values(&self) -> &[F] {
+        &self.v
+    }
 }
 
 impl<F: Real> LayerKv for Kv<F> {
