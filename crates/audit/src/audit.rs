@@ -1,0 +1,481 @@
+//! The audit of a capture: replay, judge, say what follows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use apr_capture::{Capture, Dims};
+use apr_format::Checkpoint;
+use apr_model::{Config, Site, Stage, read_config};
+use serde::Serialize;
+
+use crate::{
+    ArithmeticFrom, ArithmeticOrigin, ChannelAudit, Declared, Error, Errors, Finding, Group,
+    Progress, Result, RowAudit, StageAudit, Test, inputs,
+    judge::{Bound, Sums},
+    replay::{self, Record, Replay},
+};
+
+/// How to audit.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The arithmetic to hold the capture against; `None` is the one that it declares, or else one that is inferred.
+    pub arithmetic: Option<Declared>,
+    /// Judge what the capture holds and do not miss what it does not.
+    pub common: bool,
+    /// The tokens of the steps, for captures that do not say them.
+    pub tokens: Option<Vec<u32>>,
+}
+
+/// What an audit found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Audit {
+    /// The version of this form: `apr-audit/1`.
+    pub schema: &'static str,
+    /// The capture.
+    pub capture: String,
+    /// The model file.
+    pub model: String,
+    /// The arithmetic that the capture was held against.
+    pub arithmetic: ArithmeticOrigin,
+    /// Tokens replayed.
+    pub tokens: usize,
+    /// Steps replayed.
+    pub steps: usize,
+    /// What was judged, in the order of computation.
+    pub stages: Vec<StageAudit>,
+    /// What was not, and why.
+    pub not_measured: Vec<NotMeasured>,
+    /// What follows.
+    pub verdict: Verdict,
+}
+
+/// Something that could not be measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotMeasured {
+    /// The stage; all of them if there is none.
+    #[serde(serialize_with = "optional_site")]
+    pub site: Option<Site>,
+    /// Why.
+    pub because: String,
+}
+
+impl NotMeasured {
+    pub(crate) fn all(because: String) -> Self {
+        Self { site: None, because }
+    }
+}
+
+impl fmt::Display for NotMeasured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.site {
+            Some(site) => write!(f, "{site}: {}", self.because),
+            None => f.write_str(&self.because),
+        }
+    }
+}
+
+/// What follows from an audit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// Every stage does what its arithmetic says.
+    Match,
+    /// Some stages do something else.
+    Diverges {
+        /// The first of them, in the order of computation.
+        #[serde(serialize_with = "crate::site")]
+        first: Site,
+        /// All of them.
+        #[serde(serialize_with = "crate::sites")]
+        all: Vec<Site>,
+    },
+    /// Nothing, or not everything, could be judged, and what could be is as it should be.
+    Unmeasured {
+        /// What is missing.
+        because: String,
+    },
+}
+
+impl Verdict {
+    /// The exit code that stands for it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Match => 0,
+            Self::Diverges { .. } => 1,
+            Self::Unmeasured { .. } => 3,
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Match => f.write_str("MATCH: every stage does what its arithmetic says"),
+            Self::Diverges { first, all } => {
+                write!(f, "DIVERGES at {first}")?;
+                match all.len() - 1 {
+                    0 => f.write_str(", the only stage that does"),
+                    n => write!(f, ", and {n} more by themselves"),
+                }
+            }
+            Self::Unmeasured { because } => write!(f, "UNMEASURED: {because}"),
+        }
+    }
+}
+
+impl Audit {
+    /// The stages that are wrong, in the order of computation.
+    pub fn faults(&self) -> impl Iterator<Item = &StageAudit> {
+        self.stages.iter().filter(|stage| stage.is_fault())
+    }
+
+    /// What was found out about `site`.
+    pub fn stage(&self, site: Site) -> Option<&StageAudit> {
+        self.stages.iter().find(|stage| stage.site == site)
+    }
+}
+
+/// Judges each stage of `capture` by itself, with the weights of `checkpoint`.
+pub fn audit(
+    capture: &Capture,
+    checkpoint: &Checkpoint,
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Audit> {
+    let config = read_config(checkpoint)?;
+    same_model(capture, &config, checkpoint)?;
+    let name = |path: &std::path::Path| path.display().to_string();
+    let mut audit = Audit {
+        schema: "apr-audit/1",
+        capture: name(capture.path()),
+        model: name(checkpoint.path()),
+        arithmetic: ArithmeticOrigin {
+            name: "unknown".to_owned(),
+            from: ArithmeticFrom::Inferred { candidates: Vec::new() },
+        },
+        tokens: 0,
+        steps: 0,
+        stages: Vec::new(),
+        not_measured: Vec::new(),
+        verdict: Verdict::Match,
+    };
+    let steps = match &options.tokens {
+        Some(tokens) => Ok(vec![tokens.clone()]),
+        None => replay::steps(capture),
+    };
+    let steps = match steps {
+        Ok(steps) => steps,
+        Err(why) => {
+            audit.verdict = Verdict::Unmeasured { because: why.because.clone() };
+            audit.not_measured.push(why);
+            return Ok(audit);
+        }
+    };
+    (audit.steps, audit.tokens) = (steps.len(), steps.iter().map(Vec::len).sum());
+
+    let declared = match options.arithmetic.clone().or_else(|| Declared::by(capture)) {
+        Some(declared) => declared,
+        None => infer(capture, checkpoint, &steps)?,
+    };
+    audit.arithmetic = declared.origin.clone();
+    let (model, mailbox) = replay::load(checkpoint, &declared)?;
+    let replay = Replay::run(capture, &model, mailbox, &steps, None, progress)?;
+
+    let captured: BTreeSet<Site> = replay.records.keys().copied().collect();
+    let comparisons = replay.records.values().map(|record| record.elements as f64).sum();
+    let bound = Bound::for_comparisons(comparisons);
+    audit.stages = stages(&replay.records, bound, &config, &captured);
+    audit.not_measured = not_measured(&replay, model.plan().sites(), &config);
+    audit.verdict = verdict(&audit, options.common);
+    Ok(audit)
+}
+
+fn same_model(capture: &Capture, config: &Config, checkpoint: &Checkpoint) -> Result<()> {
+    let Some(captured) = capture.dims() else { return Ok(()) };
+    let ours = Dims::from(config);
+    let pairs = [
+        ("num_hidden_layers", captured.num_hidden_layers, ours.num_hidden_layers),
+        ("hidden_size", captured.hidden_size, ours.hidden_size),
+        ("num_attention_heads", captured.num_attention_heads, ours.num_attention_heads),
+        ("num_key_value_heads", captured.num_key_value_heads, ours.num_key_value_heads),
+        ("head_dim", captured.head_dim, ours.head_dim),
+        ("intermediate_size", captured.intermediate_size, ours.intermediate_size),
+        ("vocab_size", captured.vocab_size, ours.vocab_size),
+    ];
+    match pairs.into_iter().find(|(_, captured, found)| captured != found) {
+        None => Ok(()),
+        Some((key, captured, found)) => Err(Error::OtherModel {
+            file: checkpoint.path().display().to_string(),
+            key,
+            captured: captured.to_string(),
+            found: found.to_string(),
+        }),
+    }
+}
+
+/// How many layers of a capture are looked at to infer its arithmetic.
+const LAYERS_TO_INFER: usize = 2;
+
+/// The candidate under which the median stage is nearest to its bound: a fault touches few stages, arithmetic touches
+/// all.
+fn infer(capture: &Capture, checkpoint: &Checkpoint, steps: &[Vec<u32>]) -> Result<Declared> {
+    let mut best: Option<(f64, Declared)> = None;
+    let mut scores = Vec::new();
+    for (name, candidate) in Declared::to_try() {
+        let (model, mailbox) = replay::load(checkpoint, &candidate)?;
+        let mut quiet = |_: Progress| {};
+        let layers = Some(LAYERS_TO_INFER);
+        let replay = Replay::run(capture, &model, mailbox, &steps[..1], layers, &mut quiet)?;
+        let score: f64 = [Class::Product, Class::Attention]
+            .into_iter()
+            .filter_map(|class| median(ratios(&replay.records, class)))
+            .map(|ratio| ratio.max(1.0).ln())
+            .sum();
+        scores.push((name.to_owned(), score.exp()));
+        if best.as_ref().is_none_or(|(least, _)| score < *least) {
+            best = Some((score, candidate));
+        }
+    }
+    let (_, mut best) = best.expect("there are candidates");
+    best.origin.from = ArithmeticFrom::Inferred { candidates: scores };
+    Ok(best)
+}
+
+/// Kinds of stages that share an arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Product,
+    Attention,
+    Elementwise,
+}
+
+impl Class {
+    fn of(stage: Stage) -> Self {
+        use Stage::*;
+        match stage {
+            QkvMatmul | AttnOut | FfnGate | FfnUp | FfnOut | LmHead => Self::Product,
+            AttnScores | AttnSoftmax | Attention => Self::Attention,
+            _ => Self::Elementwise,
+        }
+    }
+}
+
+fn ratios(records: &BTreeMap<Site, Record>, class: Class) -> Vec<f64> {
+    let of_class = records.iter().filter(|(site, _)| Class::of(site.stage) == class);
+    of_class.map(|(_, record)| record.whole.ratio()).collect()
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? / 2).copied()
+}
+
+fn stages(
+    records: &BTreeMap<Site, Record>,
+    bound: Bound,
+    config: &Config,
+    captured: &BTreeSet<Site>,
+) -> Vec<StageAudit> {
+    // Whether the declared arithmetic is the engine's to the bit: then nothing beyond a bound is rounding.
+    let sharp = |class| median(ratios(records, class)).is_none_or(|m| m <= bound.of(1));
+    let sharp = [Class::Product, Class::Attention, Class::Elementwise].map(|c| (c, sharp(c)));
+    let judged = |(&site, record): (&Site, &Record)| {
+        let worst = worst(record, bound);
+        let sharp = sharp.iter().any(|&(class, sharp)| class == Class::of(site.stage) && sharp);
+        let finding = match () {
+            () if worst.excess <= 1.0 => Finding::Explained,
+            () if !sharp && rough_excess(record, bound) <= 1.0 => Finding::Close,
+            () => Finding::Fault,
+        };
+        stage(site, record, finding, worst, bound, span(site, config, captured))
+    };
+    records
+        .iter()
+        .filter(|(_, record)| record.elements + record.not_finite > 0)
+        .map(judged)
+        .collect()
+}
+
+/// The test that is furthest beyond its bound.
+fn worst(record: &Record, bound: Bound) -> Test {
+    let n = record.rows.len();
+    let mut worst = Test { group: Group::Whole, excess: record.whole.ratio() / bound.of(n) };
+    let mut consider = |excess: f64, group: Group| {
+        if excess > worst.excess {
+            worst = Test { group, excess };
+        }
+    };
+    for &(step, position, sums) in &record.rows {
+        consider(sums.ratio() / bound.of(1), Group::Row { step, position });
+    }
+    for (head, sums) in record.heads.iter().enumerate() {
+        consider(sums.ratio() / bound.of(n), Group::Head { head });
+    }
+    for (channel, sums) in record.channels.iter().enumerate() {
+        consider(sums.ratio() / bound.of(n), Group::Channel { channel });
+    }
+    if let Some((z, element)) = record.element {
+        consider(z / bound.of(1), element);
+    }
+    worst
+}
+
+/// How much larger the local error may be than the floor, in an arithmetic that only resembles the declared one.
+const ROUGH: f64 = 2.0;
+
+/// The same with the floor in the place of the slack, for groups large enough that their floor is a measure of itself.
+fn rough_excess(record: &Record, bound: Bound) -> f64 {
+    const ENOUGH: usize = 8;
+    let n = record.rows.len();
+    let mut excess = record.whole.rough_ratio() / bound.of(n);
+    for (_, _, sums) in &record.rows {
+        excess = excess.max(sums.rough_ratio() / bound.of(ENOUGH));
+    }
+    if n >= ENOUGH {
+        for sums in record.heads.iter().chain(&record.channels) {
+            excess = excess.max(sums.rough_ratio() / bound.of(n));
+        }
+    }
+    let wrong_category = if record.not_finite > 0 { f64::INFINITY } else { 0.0 };
+    (excess / ROUGH).max(wrong_category)
+}
+
+fn stage(
+    site: Site,
+    record: &Record,
+    finding: Finding,
+    worst: Test,
+    bound: Bound,
+    span: Vec<Site>,
+) -> StageAudit {
+    let Sums { exact, captured, dot, .. } = record.whole;
+    let n = record.rows.len();
+    let mut channels: Vec<(f64, ChannelAudit)> = record
+        .channels
+        .iter()
+        .enumerate()
+        .map(|(channel, sums)| {
+            (sums.ratio() / bound.of(n), ChannelAudit { channel, errors: sums.errors() })
+        })
+        .filter(|(excess, _)| *excess > 1.0)
+        .collect();
+    let channels_beyond = channels.len();
+    channels.sort_by(|a, b| b.0.total_cmp(&a.0));
+    channels.truncate(StageAudit::CHANNELS);
+    let per_bin = record.channels.len().div_ceil(StageAudit::PROFILE).max(1);
+    let bins: Vec<Errors> = record
+        .channels
+        .chunks(per_bin)
+        .map(|bin| {
+            let mut sums = Sums::default();
+            bin.iter().for_each(|channel| sums.merge(channel));
+            sums.errors()
+        })
+        .collect();
+    StageAudit {
+        site,
+        finding,
+        errors: record.whole.errors(),
+        cosine: if exact > 0.0 && captured > 0.0 {
+            dot / (exact * captured).sqrt()
+        } else {
+            f64::NAN
+        },
+        norm_ratio: (captured / exact).sqrt(),
+        worst,
+        elements: record.elements,
+        not_finite: record.not_finite,
+        span,
+        rows: record
+            .rows
+            .iter()
+            .map(|&(step, position, sums)| RowAudit {
+                step,
+                position,
+                errors: sums.errors(),
+                beyond: sums.ratio() > bound.of(1),
+            })
+            .collect(),
+        heads: record.heads.iter().map(Sums::errors).collect(),
+        channels: channels.into_iter().map(|(_, channel)| channel).collect(),
+        channels_beyond,
+        channels_total: record.channels.len(),
+        channel_profile: bins.iter().map(|bin| bin.unexplained).collect(),
+        bound_profile: bins.iter().map(|bin| bin.bound).collect(),
+    }
+}
+
+/// The stages that `site` was computed from and that nobody captured.
+fn span(site: Site, config: &Config, captured: &BTreeSet<Site>) -> Vec<Site> {
+    let mut span = BTreeSet::new();
+    let mut open = inputs(site, config);
+    while let Some(input) = open.pop() {
+        if !captured.contains(&input) && span.insert(input) {
+            open.extend(inputs(input, config));
+        }
+    }
+    span.into_iter().collect()
+}
+
+/// What the capture should have let us judge and did not.
+fn not_measured(replay: &Replay<'_>, sites: &[Site], config: &Config) -> Vec<NotMeasured> {
+    let measured: BTreeSet<Site> = replay
+        .records
+        .iter()
+        .filter(|(_, record)| record.elements + record.not_finite > 0)
+        .map(|(&site, _)| site)
+        .collect();
+    let captured: BTreeSet<Site> = replay.records.keys().copied().collect();
+    let covered: BTreeSet<Site> = measured
+        .iter()
+        .flat_map(|&site| span(site, config, &captured))
+        .chain(measured.iter().copied())
+        .collect();
+    let mut missing: BTreeMap<Site, String> = replay.not_measured.clone();
+    for &site in sites {
+        let why = match replay.records.get(&site) {
+            Some(_) if !measured.contains(&site) => "no finite value on either side",
+            None if !covered.contains(&site) => "not captured, nor any stage that follows from it",
+            _ => continue,
+        };
+        missing.entry(site).or_insert_with(|| why.to_owned());
+    }
+    for &site in &replay.partial {
+        let record = replay.records.get(&site);
+        let rows = record.map_or(0, |record| record.rows.len());
+        missing.entry(site).or_insert_with(|| format!("only {rows} of its rows were captured"));
+    }
+    missing.into_iter().map(|(site, because)| NotMeasured { site: Some(site), because }).collect()
+}
+
+fn verdict(audit: &Audit, common: bool) -> Verdict {
+    let all: Vec<Site> = audit.faults().map(|stage| stage.site).collect();
+    if let Some(&first) = all.first() {
+        return Verdict::Diverges { first, all };
+    }
+    if audit.stages.is_empty() {
+        return Verdict::Unmeasured {
+            because: "no stage of the capture could be judged".to_owned(),
+        };
+    }
+    match &audit.not_measured[..] {
+        [first, rest @ ..] if !common => {
+            let more =
+                if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            Verdict::Unmeasured { because: format!("{first}{more}") }
+        }
+        _ => Verdict::Match,
+    }
+}
+
+fn optional_site<S: serde::Serializer>(
+    site: &Option<Site>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match site {
+        Some(site) => serializer.collect_str(site),
+        None => serializer.serialize_none(),
+    }
+}

@@ -1,0 +1,120 @@
+//! When is a difference more than rounding?
+//!
+//! A stage is compared whole, row by row, head by head, channel by channel and element by element: a damaged block of one
+//! output row drowns in the norm of a whole tensor, and a small error of everything in the norm of one row. Each group of
+//! elements gives one number, the sum of squared differences over the sum of squared [slacks](crate::twin::slack),
+//! which is about 1 where nothing is wrong. How far above 1 it may be is decided by how many such numbers an audit
+//! looks at: with `t = ln(comparisons / ALPHA)` the bound of Laurent and Massart (2000) for a sum of `n` squares,
+//!
+//! ```text
+//! 1 + 2 sqrt(t / n) + 2 t / n
+//! ```
+//!
+//! is exceeded by none of them with probability `1 - ALPHA`. `n` counts what is independent: errors within a row share
+//! its scale, so rows count and elements do not.
+
+use serde::Serialize;
+
+/// The chance that an audit of a faultless engine finds a fault by accident.
+pub(crate) const ALPHA: f64 = 1e-6;
+
+/// How many groups of elements an audit compares.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    t: f64,
+}
+
+impl Bound {
+    pub(crate) fn for_comparisons(comparisons: f64) -> Self {
+        Self { t: (comparisons.max(1.0) / ALPHA).ln() }
+    }
+
+    /// The largest ratio of norms (not of their squares) for `n` independent errors.
+    pub(crate) fn of(self, n: usize) -> f64 {
+        let n = n.max(1) as f64;
+        (1.0 + 2.0 * (self.t / n).sqrt() + 2.0 * self.t / n).sqrt()
+    }
+}
+
+/// Sums of squares over a group of elements.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    pub(crate) exact: f64,
+    pub(crate) emulated: f64,
+    pub(crate) captured: f64,
+    /// Captured times exact.
+    pub(crate) dot: f64,
+    /// Captured less exact.
+    pub(crate) local: f64,
+    /// Emulated less exact.
+    pub(crate) floor: f64,
+    /// Captured less emulated.
+    pub(crate) unexplained: f64,
+    pub(crate) slack: f64,
+}
+
+impl Sums {
+    pub(crate) fn add(&mut self, captured: f64, exact: f64, emulated: f64, slack: f64) {
+        self.exact += exact * exact;
+        self.emulated += emulated * emulated;
+        self.captured += captured * captured;
+        self.dot += captured * exact;
+        self.local += (captured - exact).powi(2);
+        self.floor += (emulated - exact).powi(2);
+        self.unexplained += (captured - emulated).powi(2);
+        self.slack += slack * slack;
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.exact += other.exact;
+        self.emulated += other.emulated;
+        self.captured += other.captured;
+        self.dot += other.dot;
+        self.local += other.local;
+        self.floor += other.floor;
+        self.unexplained += other.unexplained;
+        self.slack += other.slack;
+    }
+
+    /// What is unexplained, in units of the slack.
+    pub(crate) fn ratio(&self) -> f64 {
+        quotient(self.unexplained, self.slack)
+    }
+
+    /// The local error in units of the floor: for an arithmetic that is only roughly the declared one.
+    pub(crate) fn rough_ratio(&self) -> f64 {
+        quotient(self.local, self.floor + self.slack)
+    }
+
+    pub(crate) fn errors(&self) -> Errors {
+        let relative = |error: f64, norm: f64| quotient(error, norm);
+        Errors {
+            local: relative(self.local, self.exact),
+            floor: relative(self.floor, self.exact),
+            unexplained: relative(self.unexplained, self.emulated),
+            bound: relative(self.slack, self.emulated),
+        }
+    }
+}
+
+/// The root of a quotient of squares; nothing over nothing is nothing.
+fn quotient(a: f64, b: f64) -> f64 {
+    if a == 0.0 { 0.0 } else { (a / b).sqrt() }
+}
+
+/// The numbers of a stage or of a part of it; all are relative L2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Errors {
+    /// Captured against exact: all that the stage itself does to its value.
+    #[serde(serialize_with = "crate::number")]
+    pub local: f64,
+    /// Emulated against exact: what the declared arithmetic must do to it.
+    #[serde(serialize_with = "crate::number")]
+    pub floor: f64,
+    /// Captured against emulated: what the declared arithmetic does not explain.
+    #[serde(serialize_with = "crate::number")]
+    pub unexplained: f64,
+    /// The standard deviation that accumulation in the declared type may add to it.
+    #[serde(serialize_with = "crate::number")]
+    pub bound: f64,
+}

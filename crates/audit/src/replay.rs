@@ -1,0 +1,391 @@
+//! The forward pass again, stage by stage from what the engine itself had.
+//!
+//! The observer compares each captured value with what the [twin](crate::twin) makes of the same inputs and then puts the
+//! captured one in its place, so that the next stage starts from what the engine's next stage started from. A
+//! difference therefore belongs to the stage that shows it. One layer's values are in memory at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
+
+use apr_capture::{Capture, CaptureTensor};
+use apr_model::{
+    Axes, Config, HostTensor, LogitRows, Model, Observer, ObserverError, Phase, Site, Stage, Step,
+    StepInput, TapSet, View,
+};
+use apr_reference::Tensor as Plain;
+
+use crate::{
+    Error, Group, NotMeasured, Result,
+    arithmetic::Declared,
+    judge::Sums,
+    twin::{Mailbox, Triple, Twin},
+};
+
+/// What was summed up of one stage.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Record {
+    pub(crate) whole: Sums,
+    pub(crate) rows: Vec<(usize, usize, Sums)>,
+    pub(crate) heads: Vec<Sums>,
+    pub(crate) channels: Vec<Sums>,
+    pub(crate) elements: u64,
+    /// Elements that are not finite in the same way on both sides.
+    pub(crate) both_not_finite: u64,
+    /// Elements that are not finite on one side only.
+    pub(crate) not_finite: u64,
+    /// The element furthest from its bound, by unexplained error over slack.
+    pub(crate) element: Option<(f64, Group)>,
+}
+
+/// How a replay is going.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Values judged so far.
+    pub done: usize,
+    /// Values there are.
+    pub total: usize,
+}
+
+/// A replay of a capture with a model's weights under an arithmetic.
+pub(crate) struct Replay<'c> {
+    capture: &'c Capture,
+    config: Config,
+    mailbox: Rc<Mailbox>,
+    step: usize,
+    taps: TapSet,
+    /// The captured value of the site that is being looked at.
+    loaded: Option<(Site, CaptureTensor)>,
+    /// Layers from this one on are not replayed.
+    layers: Option<usize>,
+    pub(crate) records: BTreeMap<Site, Record>,
+    pub(crate) not_measured: BTreeMap<Site, String>,
+    /// Stages of which the capture has some rows only.
+    pub(crate) partial: BTreeSet<Site>,
+    progress: &'c mut dyn FnMut(Progress),
+    done: usize,
+    total: usize,
+}
+
+/// Ends a replay that was to look at some layers only.
+#[derive(Debug, thiserror::Error)]
+#[error("the layers asked for have been replayed")]
+struct Enough;
+
+impl<'c> Replay<'c> {
+    /// Replays the steps of `capture` whose tokens are `steps`, the first `layers` of each.
+    pub(crate) fn run(
+        capture: &'c Capture,
+        model: &Model<Twin>,
+        mailbox: Rc<Mailbox>,
+        steps: &[Vec<u32>],
+        layers: Option<usize>,
+        progress: &'c mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        let config = model.config().clone();
+        let total = capture.sites().len() * steps.len();
+        let mut replay = Self {
+            capture,
+            config,
+            mailbox,
+            step: 0,
+            taps: TapSet::none(),
+            loaded: None,
+            layers,
+            records: BTreeMap::new(),
+            not_measured: BTreeMap::new(),
+            partial: BTreeSet::new(),
+            progress,
+            done: 0,
+            total,
+        };
+        let positions = steps.iter().map(Vec::len).sum();
+        let mut cache = model.cache(positions)?;
+        for (index, tokens) in steps.iter().enumerate() {
+            replay.step = index;
+            let logits = replay.choose_taps(model, cache.len(), tokens.len());
+            let phase = match tokens.len() {
+                1 if index > 0 => Phase::Decode,
+                _ => Phase::Prefill,
+            };
+            let input = StepInput { tokens, phase, chunk: 0, logits };
+            match model.step(input, &mut cache, &mut replay) {
+                Err(apr_model::Error::Observer { source, .. }) if source.is::<Enough>() => break,
+                other => other?,
+            };
+        }
+        Ok(replay)
+    }
+
+    /// The sites to look at in the coming step, and the logits to compute for it.
+    fn choose_taps(&mut self, model: &Model<Twin>, first: usize, n: usize) -> LogitRows {
+        let mut logits = LogitRows::None;
+        self.taps = TapSet::none();
+        for site in model.plan().sites().iter().copied() {
+            if let (Some(limit), Some(layer)) = (self.layers, site.layer)
+                && layer as usize >= limit
+            {
+                self.taps.insert(site);
+                break;
+            }
+            let Some(info) = self.capture.info(self.step, site) else { continue };
+            let rows = match info.positions() {
+                Some(positions) => positions.to_vec(),
+                None => (first + n - info.rows().min(n)..first + n).collect(),
+            };
+            let expected = self.shape(site, rows.len(), first + n);
+            let within = rows.iter().all(|position| (first..first + n).contains(position));
+            if info.shape() != expected || !within || rows.is_empty() {
+                let (found, step) = (info.shape(), self.step);
+                let why = match within {
+                    true => {
+                        format!("its shape in step {step} is {found:?}, the model's {expected:?}")
+                    }
+                    false => format!("its rows in step {step} are not of that step's tokens"),
+                };
+                self.not_measured.insert(site, why);
+                continue;
+            }
+            if site.stage == Stage::LmHead {
+                let last_only = rows == [first + n - 1];
+                logits = if last_only { LogitRows::Last } else { LogitRows::All };
+            }
+            if rows.len() < n && site.stage != Stage::LmHead {
+                self.partial.insert(site);
+            }
+            self.taps.insert(site);
+        }
+        logits
+    }
+
+    fn shape(&self, site: Site, rows: usize, keys: usize) -> Vec<usize> {
+        apr_capture::Dims::from(&self.config).shape(site.stage, rows, keys)
+    }
+
+    /// The captured value of `site` and the rows of the step that it holds.
+    fn load(&mut self, site: Site, step: &Range) -> Result<(CaptureTensor, Vec<usize>)> {
+        let tensor = match self.loaded.take() {
+            Some((loaded, tensor)) if loaded == site => tensor,
+            _ => self.capture.tensor(self.step, site)?,
+        };
+        let rows = match tensor.positions() {
+            Some(positions) => positions.iter().map(|p| p - step.start).collect(),
+            None => (step.len() - tensor.rows()..step.len()).collect(),
+        };
+        Ok((tensor, rows))
+    }
+}
+
+type Range = std::ops::Range<usize>;
+
+impl Observer for Replay<'_> {
+    fn wanted(&self) -> TapSet {
+        self.taps.clone()
+    }
+
+    fn value(&mut self, step: &Step<'_>, site: Site, _: View<'_>) -> Result<(), ObserverError> {
+        if let (Some(limit), Some(layer)) = (self.layers, site.layer)
+            && layer as usize >= limit
+        {
+            return Err(Enough.into());
+        }
+        let shown = self.mailbox.shown.borrow_mut().take();
+        let shown = shown.expect("the twin posts what it shows");
+        let (captured, rows) = self.load(site, &step.positions(site))?;
+        let record = self.records.entry(site).or_default();
+        let first = step.positions(site).start;
+        let head = head_width(site, &self.config);
+        record.compare(self.step, first, &shown, &captured, &rows, head);
+        if !is_inner(site) && site.stage != Stage::LmHead {
+            *self.mailbox.incoming.borrow_mut() = merged(&shown, &captured, &rows);
+            self.loaded = Some((site, captured));
+        }
+        self.done += 1;
+        (self.progress)(Progress { done: self.done, total: self.total });
+        Ok(())
+    }
+
+    fn replace(&mut self, site: Site) -> Result<Option<HostTensor>, ObserverError> {
+        if site.stage == Stage::LmHead {
+            return Ok(None); // Nothing follows.
+        }
+        if self.partial.contains(&site) {
+            // Rows that nobody captured stay as computed; inside of a fused op there is nothing to merge with.
+            self.loaded = None;
+            let incoming = self.mailbox.incoming.borrow();
+            let emulated = incoming.as_ref().map(|merged| &merged.emulated);
+            return Ok(
+                emulated.map(|x| HostTensor { shape: x.shape.clone(), values: x.data.clone() })
+            );
+        }
+        let tensor = match self.loaded.take() {
+            Some((loaded, tensor)) if loaded == site => tensor,
+            _ => self.capture.tensor(self.step, site)?,
+        };
+        let value = HostTensor { shape: tensor.shape().to_vec(), values: tensor.to_f64() };
+        if is_inner(site) {
+            // It is shown after the op has run.
+            self.loaded = Some((site, tensor));
+        }
+        Ok(Some(value))
+    }
+}
+
+/// Whether a fused op computes `site` on the way, so that its replacement is asked for before it is shown.
+fn is_inner(site: Site) -> bool {
+    matches!(site.stage, Stage::AttnScores | Stage::AttnSoftmax | Stage::FfnSilu)
+}
+
+/// `shown` with the captured rows in their place, where not all are captured.
+fn merged(shown: &Triple, captured: &CaptureTensor, rows: &[usize]) -> Option<Triple> {
+    let all = shown.emulated.shape[0];
+    if rows.len() == all {
+        return None;
+    }
+    let (mut exact, mut emulated) = (Plain::clone(&shown.exact), Plain::clone(&shown.emulated));
+    let mut slack = shown.slack.as_ref().map_or(vec![0.0; exact.data.len()], |s| s.to_vec());
+    let width = exact.data.len() / all;
+    let values = captured.to_f64();
+    for (from, &row) in rows.iter().enumerate() {
+        let values = &values[from * width..][..width];
+        exact.data[row * width..][..width].copy_from_slice(values);
+        emulated.data[row * width..][..width].copy_from_slice(values);
+        slack[row * width..][..width].fill(0.0);
+    }
+    Some(Triple::new(exact, emulated, slack))
+}
+
+/// The channels of a head, in stages whose channels are those of heads.
+fn head_width(site: Site, config: &Config) -> Option<usize> {
+    match site.stage {
+        Stage::QkvMatmul | Stage::QkvBias | Stage::Attention => Some(config.head_dim),
+        stage if stage.axes() == Axes::RowHeadChannel => Some(config.head_dim),
+        _ => None,
+    }
+}
+
+impl Record {
+    /// Compares the captured rows of a step, the first position of which is `first`.
+    fn compare(
+        &mut self,
+        step: usize,
+        first: usize,
+        shown: &Triple,
+        captured: &CaptureTensor,
+        rows: &[usize],
+        head_width: Option<usize>,
+    ) {
+        let pieces = captured.pieces();
+        let len = captured.piece_len();
+        let all_rows = shown.emulated.data.len() / (pieces * len);
+        let by_key = captured.axes() == Axes::HeadRowKey;
+        if !by_key {
+            self.channels.resize(len, Sums::default());
+        }
+        let heads = if by_key { pieces } else { head_width.map_or(0, |width| len / width) };
+        self.heads.resize(heads, Sums::default());
+        let mut values = Vec::with_capacity(len);
+        for (from, &row) in rows.iter().enumerate() {
+            let mut row_sums = Sums::default();
+            for piece in 0..pieces {
+                values.clear();
+                captured.read_piece(piece, from, &mut values);
+                let start = (piece * all_rows + row) * len;
+                let exact = &shown.exact.data[start..][..len];
+                let emulated = &shown.emulated.data[start..][..len];
+                let slack = shown.slack.as_ref().map(|slack| &slack[start..][..len]);
+                let mut piece_sums = Sums::default();
+                for i in 0..len {
+                    let slack = slack.map_or(0.0, |slack| f64::from(slack[i]));
+                    let (c, e, m) = (values[i], exact[i], emulated[i]);
+                    if !(c.is_finite() && m.is_finite()) {
+                        let same = c == m || (c.is_nan() && m.is_nan());
+                        self.both_not_finite += u64::from(same);
+                        self.not_finite += u64::from(!same);
+                        if !same && self.element.is_none_or(|(z, _)| z.is_finite()) {
+                            let head = by_key.then_some(piece);
+                            self.element =
+                                Some((f64::INFINITY, element(step, first + row, head, i, c, m)));
+                        }
+                        continue;
+                    }
+                    self.elements += 1;
+                    piece_sums.add(c, e, m, slack);
+                    if !by_key {
+                        self.channels[i].add(c, e, m, slack);
+                        if let Some(width) = head_width {
+                            self.heads[i / width].add(c, e, m, slack);
+                        }
+                    }
+                    let apart = (c - m).abs();
+                    let z = if apart == 0.0 { 0.0 } else { apart / slack };
+                    if self.element.is_none_or(|(worst, _)| z > worst) {
+                        let head = by_key.then_some(piece);
+                        self.element = Some((z, element(step, first + row, head, i, c, m)));
+                    }
+                }
+                if by_key {
+                    self.heads[piece].merge(&piece_sums);
+                }
+                row_sums.merge(&piece_sums);
+            }
+            self.whole.merge(&row_sums);
+            self.rows.push((step, first + row, row_sums));
+        }
+    }
+}
+
+fn element(
+    step: usize,
+    position: usize,
+    head: Option<usize>,
+    column: usize,
+    captured: f64,
+    expected: f64,
+) -> Group {
+    Group::Element { step, position, head, column, captured, expected }
+}
+
+/// The tokens of each step of `capture`, or why it cannot be replayed.
+pub(crate) fn steps(capture: &Capture) -> std::result::Result<Vec<Vec<u32>>, NotMeasured> {
+    let mut next = 0;
+    let mut steps = Vec::new();
+    for (index, step) in capture.steps().iter().enumerate() {
+        let Some(tokens) = &step.token_ids else {
+            return Err(NotMeasured::all(format!(
+                "step {index} does not say its tokens, so it cannot be replayed; give them with --tokens or --prompt"
+            )));
+        };
+        if step.slot != 0 {
+            return Err(NotMeasured::all(format!(
+                "step {index} is of sequence {} of a batch; capture one sequence at a time",
+                step.slot
+            )));
+        }
+        let positions = step.positions.clone().unwrap_or((next..next + tokens.len()).collect());
+        if !positions.iter().copied().eq(next..next + tokens.len()) {
+            return Err(NotMeasured::all(format!(
+                "the tokens of step {index} do not follow those before: its positions begin at {:?} where {next} \
+                 is next; capture the sequence from its first token on",
+                positions.first()
+            )));
+        }
+        next += tokens.len();
+        steps.push(tokens.clone());
+    }
+    if next == 0 {
+        return Err(NotMeasured::all("it holds no steps".to_owned()));
+    }
+    Ok(steps)
+}
+
+/// A model of these weights for replays under `declared`.
+pub(crate) fn load(
+    checkpoint: &apr_format::Checkpoint,
+    declared: &Declared,
+) -> Result<(Model<Twin>, Rc<Mailbox>)> {
+    let mailbox = Rc::new(Mailbox::default());
+    let twin = Twin::new(declared.arithmetic.clone(), declared.units, mailbox.clone());
+    Ok((Model::load(twin, checkpoint).map_err(Error::Model)?, mailbox))
+}

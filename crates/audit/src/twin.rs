@@ -1,0 +1,408 @@
+//! The backend of a replay: each value exactly, as the declared arithmetic makes it, and how far an engine may be from it.
+//!
+//! Every op runs on the reference backend twice: in f64 without any rounding, and in f64 with the rounding that the
+//! engine declares (activations to 8 bits, a cache in f16, ...). Beside both goes the *slack*: what the engine's own
+//! accumulation in f32 may add, as a standard deviation per element ([`slack`]). Values that were overwritten with an
+//! engine's own are known exactly and have no slack.
+//!
+//! Observers are shown one array of numbers, but these values have three; the others go by the [`Mailbox`] that backend
+//! and observer share.
+
+pub(crate) mod slack;
+
+use std::{
+    cell::RefCell,
+    ops::Range,
+    rc::Rc,
+    sync::{Arc, OnceLock},
+};
+
+use apr_model::*;
+use apr_reference::{Arithmetic, Reference, Tensor as Plain};
+use apr_tensor::{DType, Stored, activation::ActivationType};
+
+pub(crate) use slack::{RowNorm, Units};
+
+type Values = Arc<Plain<f64>>;
+
+/// One value of a replay.
+#[derive(Clone, Debug)]
+pub(crate) struct Triple {
+    /// Computed in f64 without rounding.
+    pub(crate) exact: Values,
+    /// Computed in f64 with the declared rounding.
+    pub(crate) emulated: Values,
+    /// The standard deviation that an engine's accumulation may have, element by element; `None` for a value that the
+    /// engine itself gave.
+    pub(crate) slack: Option<Arc<[f32]>>,
+}
+
+impl Triple {
+    pub(crate) fn new(exact: Plain<f64>, emulated: Plain<f64>, slack: Vec<f32>) -> Self {
+        Self::with_slack((Arc::new(exact), Arc::new(emulated)), slack)
+    }
+
+    /// A value that is known.
+    fn known(value: Plain<f64>) -> Self {
+        let value = Arc::new(value);
+        Self { exact: value.clone(), emulated: value, slack: None }
+    }
+
+    fn is_one(&self) -> bool {
+        Arc::ptr_eq(&self.exact, &self.emulated)
+    }
+
+    /// The same op on exact and emulated values; once where they are one.
+    fn map(&self, f: impl Fn(&Plain<f64>) -> Result<Plain<f64>>) -> Result<(Values, Values)> {
+        let exact = Arc::new(f(&self.exact)?);
+        let emulated = if self.is_one() { exact.clone() } else { Arc::new(f(&self.emulated)?) };
+        Ok((exact, emulated))
+    }
+
+    fn zip(
+        &self,
+        other: &Self,
+        f: impl Fn(&Plain<f64>, &Plain<f64>) -> Result<Plain<f64>>,
+    ) -> Result<(Values, Values)> {
+        let exact = Arc::new(f(&self.exact, &other.exact)?);
+        let emulated = match self.is_one() && other.is_one() {
+            true => exact.clone(),
+            false => Arc::new(f(&self.emulated, &other.emulated)?),
+        };
+        Ok((exact, emulated))
+    }
+
+    fn with_slack((exact, emulated): (Values, Values), slack: Vec<f32>) -> Self {
+        Self { exact, emulated, slack: Some(slack.into()) }
+    }
+
+    fn moved(&self, f: impl Fn(&Plain<f64>) -> Result<Plain<f64>>) -> Result<Self> {
+        let (exact, emulated) = self.map(&f)?;
+        let slack = match &self.slack {
+            None => None,
+            Some(slack) => {
+                let data = slack.iter().map(|&x| x.into()).collect();
+                let moved = f(&Plain { shape: self.exact.shape.clone(), data })?;
+                Some(moved.data.iter().map(|&x| x as f32).collect())
+            }
+        };
+        Ok(Self { exact, emulated, slack })
+    }
+}
+
+/// What backend and observer of a replay tell each other beside the values that observers are shown.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    /// The value that is being shown.
+    pub(crate) shown: RefCell<Option<Triple>>,
+    /// The value that is going to be uploaded, where it is more than the engine's own.
+    pub(crate) incoming: RefCell<Option<Triple>>,
+}
+
+/// A matrix as stored, and what is known of its rows.
+#[derive(Debug)]
+pub(crate) struct Weight {
+    pub(crate) parts: Vec<Stored>,
+    norms: OnceLock<Vec<RowNorm>>,
+}
+
+/// One layer's cache, three times.
+#[derive(Clone, Debug)]
+pub(crate) struct Kv {
+    exact: apr_reference::Kv<f64>,
+    emulated: apr_reference::Kv<f64>,
+    heads: usize,
+    len: usize,
+    /// Slack of keys and values, while any of them has some.
+    slack: Option<[Vec<f32>; 2]>,
+    /// Whether exact and emulated have been the same so far.
+    one: bool,
+}
+
+impl LayerKv for Kv {
+    fn truncate(&mut self, len: usize) {
+        let width = self.exact.keys().len().checked_div(self.len).unwrap_or(0);
+        self.exact.truncate(len);
+        self.emulated.truncate(len);
+        self.slack.iter_mut().flatten().for_each(|slack| slack.truncate(len * width));
+        self.len = self.len.min(len);
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Twin {
+    exact: Reference<f64>,
+    emulated: Reference<f64>,
+    arithmetic: Arithmetic,
+    units: Units,
+    mailbox: Rc<Mailbox>,
+    /// The slack of the last product: an engine that adds the bias in the same kernel has it in the sum.
+    product: RefCell<Option<Arc<[f32]>>>,
+}
+
+impl Twin {
+    pub(crate) fn new(arithmetic: Arithmetic, units: Units, mailbox: Rc<Mailbox>) -> Self {
+        Self {
+            exact: Reference::new(Arithmetic::EXACT),
+            emulated: Reference::new(arithmetic.clone()),
+            arithmetic,
+            units,
+            mailbox,
+            product: RefCell::default(),
+        }
+    }
+
+    fn rounds(&self, weight: &Weight) -> bool {
+        let kind = |part: &Stored| self.arithmetic.activations.of(part.dtype());
+        weight.parts.iter().any(|part| kind(part) != ActivationType::F32)
+    }
+
+    fn rounds_in_attention(&self) -> bool {
+        let Arithmetic { kv, queries, probabilities, .. } = &self.arithmetic;
+        !matches!(kv, DType::F64 | DType::F32)
+            || *queries != ActivationType::F32
+            || *probabilities != ActivationType::F32
+    }
+}
+
+impl Backend for Twin {
+    type Tensor = Triple;
+    type Weight = Weight;
+    type Vector = Vec<f64>;
+    type Kv = Kv;
+
+    fn info(&self) -> BackendInfo {
+        self.emulated.info()
+    }
+
+    fn weight(&self, parts: &[Stored]) -> Result<Weight> {
+        Ok(Weight { parts: self.exact.weight(parts)?, norms: OnceLock::new() })
+    }
+
+    fn vector(&self, parts: &[Stored]) -> Result<Vec<f64>> {
+        self.exact.vector(parts)
+    }
+
+    fn kv(&self, shape: KvShape, capacity: usize) -> Result<Kv> {
+        let exact = self.exact.kv(shape, capacity)?;
+        let emulated = self.emulated.kv(shape, capacity)?;
+        Ok(Kv {
+            exact,
+            emulated,
+            heads: shape.heads,
+            len: 0,
+            slack: None,
+            one: !self.rounds_in_attention(),
+        })
+    }
+
+    fn embed(&self, table: &Weight, tokens: &[u32]) -> Result<Triple> {
+        let rows = Arc::new(self.exact.embed(&table.parts, tokens)?);
+        let slack = slack::embed(&self.units, &rows);
+        Ok(Triple::with_slack((rows.clone(), rows), slack))
+    }
+
+    fn linear(&self, x: &Triple, w: &Weight) -> Result<Triple> {
+        let exact = Arc::new(self.exact.linear(&x.exact, &w.parts)?);
+        let emulated = match x.is_one() && !self.rounds(w) {
+            true => exact.clone(),
+            false => Arc::new(self.emulated.linear(&x.emulated, &w.parts)?),
+        };
+        let norms = match w.norms.get() {
+            Some(norms) => norms,
+            None => {
+                let norms = slack::row_norms(&w.parts)?;
+                w.norms.get_or_init(|| norms)
+            }
+        };
+        let mut slack = slack::linear(&self.units, &x.emulated, norms, &emulated);
+        if let Some(before) = &x.slack {
+            let kind = |dtype| self.arithmetic.activations.of(dtype);
+            slack::through_linear(&mut slack, &x.emulated, before, &w.parts, kind)?;
+        }
+        let y = Triple::with_slack((exact, emulated), slack);
+        self.product.replace(y.slack.clone());
+        Ok(y)
+    }
+
+    fn add_bias(&self, x: &Triple, bias: &Vec<f64>) -> Result<Triple> {
+        let y = x.map(|x| self.exact.add_bias(x, bias))?;
+        let product = self.product.borrow();
+        let slack = slack::sum(&self.units, &y.1, [x.slack.as_deref(), product.as_deref()]);
+        Ok(Triple::with_slack(y, slack))
+    }
+
+    fn rms_norm(&self, x: &Triple, w: &Vec<f64>, eps: f64) -> Result<Triple> {
+        let y = x.map(|x| self.exact.rms_norm(x, w, eps))?;
+        let slack = slack::rms_norm(&self.units, &x.emulated, x.slack.as_deref(), w, eps, &y.1);
+        Ok(Triple::with_slack(y, slack))
+    }
+
+    fn heads(&self, x: &Triple, start: usize, heads: usize, head_dim: usize) -> Result<Triple> {
+        x.moved(|x| self.exact.heads(x, start, heads, head_dim))
+    }
+
+    fn rope(&self, x: &Triple, table: &RopeTable) -> Result<Triple> {
+        let y = x.map(|x| self.exact.rope(x, table))?;
+        let slack = slack::rope(&self.units, &x.emulated, x.slack.as_deref(), table);
+        Ok(Triple::with_slack(y, slack))
+    }
+
+    fn kv_append(&self, kv: &mut Kv, k: &Triple, v: &Triple) -> Result<()> {
+        kv.one &= k.is_one() && v.is_one();
+        kv.len += k.exact.shape[0];
+        let before = [kv.emulated.keys().len(), kv.emulated.values().len()];
+        self.exact.kv_append(&mut kv.exact, &k.exact, &v.exact)?;
+        self.emulated.kv_append(&mut kv.emulated, &k.emulated, &v.emulated)?;
+        if kv.slack.is_none() && k.slack.is_none() && v.slack.is_none() {
+            return Ok(());
+        }
+        let kept = kv.slack.get_or_insert_with(|| before.map(|len| vec![0.0; len]));
+        for (kept, new) in kept.iter_mut().zip([k, v]) {
+            kept.extend(slack::rounded(self.arithmetic.kv, &new.emulated, new.slack.as_deref()));
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        q: &Triple,
+        kv: &Kv,
+        scale: f64,
+        inner: AttentionInner<Triple>,
+    ) -> Result<Attended<Triple>> {
+        let (scores, softmax) = (inner.scores.replace, inner.softmax.replace);
+        let run = |backend: &Reference<f64>, kv, of: fn(&Triple) -> &Values| {
+            let inner = |replace: &Option<Triple>| Inner {
+                spill: true,
+                replace: replace.as_ref().map(|value| Plain::clone(of(value))),
+            };
+            let inner = AttentionInner { scores: inner(&scores), softmax: inner(&softmax) };
+            let attended = backend.attention(of(q), kv, scale, inner)?;
+            let spilled = |value: Option<Plain<f64>>| Arc::new(value.expect("asked for"));
+            Ok::<_, Error>((
+                spilled(attended.scores),
+                spilled(attended.softmax),
+                Arc::new(attended.out),
+            ))
+        };
+        let exact = run(&self.exact, &kv.exact, |value| &value.exact)?;
+        let replaced = [&scores, &softmax].into_iter().flatten().all(Triple::is_one);
+        let emulated = match kv.one && q.is_one() && replaced && !self.rounds_in_attention() {
+            true => exact.clone(),
+            false => run(&self.emulated, &kv.emulated, |value| &value.emulated)?,
+        };
+        let slack = slack::Attention {
+            units: &self.units,
+            arithmetic: &self.arithmetic,
+            q: &q.emulated,
+            q_slack: q.slack.as_deref(),
+            keys: kv.emulated.keys(),
+            values: kv.emulated.values(),
+            kv_slack: kv.slack.as_ref().map(|[k, v]| [&k[..], &v[..]]),
+            kv_heads: kv.heads,
+            scale,
+        };
+        let scores_slack = slack.scores(&emulated.0);
+        // What flows on is the replacement where there is one.
+        let (scores_value, flowing) = match &scores {
+            Some(replaced) => (&*replaced.emulated, replaced.slack.as_deref()),
+            None => (&*emulated.0, Some(&scores_slack[..])),
+        };
+        let softmax_slack = slack.softmax(scores_value, flowing, &emulated.1);
+        let (softmax_value, flowing) = match &softmax {
+            Some(replaced) => (&*replaced.emulated, replaced.slack.as_deref()),
+            None => (&*emulated.1, Some(&softmax_slack[..])),
+        };
+        let out_slack = slack.out(softmax_value, flowing, &emulated.2);
+        Ok(Attended {
+            scores: Some(Triple::with_slack((exact.0, emulated.0), scores_slack)),
+            softmax: Some(Triple::with_slack((exact.1, emulated.1), softmax_slack)),
+            out: Triple::with_slack((exact.2, emulated.2), out_slack),
+        })
+    }
+
+    fn swiglu(&self, gate: &Triple, up: &Triple, inner: Inner<Triple>) -> Result<Gated<Triple>> {
+        let replace = inner.replace;
+        let run = |gate: &Values, up: &Values, replace: Option<&Values>| {
+            let inner = Inner { spill: true, replace: replace.map(|value| Plain::clone(value)) };
+            let gated = self.exact.swiglu(gate, up, inner)?;
+            Ok::<_, Error>((Arc::new(gated.silu.expect("asked for")), Arc::new(gated.out)))
+        };
+        let exact = run(&gate.exact, &up.exact, replace.as_ref().map(|value| &value.exact))?;
+        let one = gate.is_one() && up.is_one() && replace.as_ref().is_none_or(Triple::is_one);
+        let emulated = match one {
+            true => exact.clone(),
+            false => {
+                let replace = replace.as_ref().map(|value| &value.emulated);
+                run(&gate.emulated, &up.emulated, replace)?
+            }
+        };
+        let silu_slack =
+            slack::silu(&self.units, &gate.emulated, gate.slack.as_deref(), &emulated.0);
+        let (silu, flowing) = match &replace {
+            Some(replaced) => (&*replaced.emulated, replaced.slack.as_deref()),
+            None => (&*emulated.0, Some(&silu_slack[..])),
+        };
+        let slack = slack::product(
+            &self.units,
+            [silu, &up.emulated],
+            [flowing, up.slack.as_deref()],
+            &emulated.1,
+        );
+        Ok(Gated {
+            silu: Some(Triple::with_slack((exact.0, emulated.0), silu_slack)),
+            out: Triple::with_slack((exact.1, emulated.1), slack),
+        })
+    }
+
+    fn add(&self, x: &Triple, y: &Triple) -> Result<Triple> {
+        let z = x.zip(y, |x, y| self.exact.add(x, y))?;
+        let slack = slack::sum(&self.units, &z.1, [x.slack.as_deref(), y.slack.as_deref()]);
+        Ok(Triple::with_slack(z, slack))
+    }
+
+    fn rows(&self, x: &Triple, range: Range<usize>) -> Result<Triple> {
+        x.moved(|x| self.exact.rows(x, range.clone()))
+    }
+
+    fn show(&self, site: Site, x: &Triple, sink: &mut Sink<'_>) -> Result<()> {
+        self.mailbox.shown.replace(Some(x.clone()));
+        let shown = sink(
+            site,
+            View { shape: &x.emulated.shape, values: apr_model::Values::F64(&x.emulated.data) },
+        );
+        self.mailbox.shown.take();
+        shown
+    }
+
+    fn shape(&self, x: &Triple) -> Vec<usize> {
+        x.exact.shape.clone()
+    }
+
+    fn upload(&self, value: HostTensor) -> Result<Triple> {
+        Ok(self.mailbox.incoming.take().unwrap_or_else(|| Triple::known(value.into())))
+    }
+
+    fn kernel(&self, op: Op<'_, Weight>) -> Kernel {
+        let weight;
+        self.emulated.kernel(match op {
+            Op::Embed(w) => {
+                weight = w.parts.clone();
+                Op::Embed(&weight)
+            }
+            Op::Linear(w) => {
+                weight = w.parts.clone();
+                Op::Linear(&weight)
+            }
+            Op::AddBias => Op::AddBias,
+            Op::RmsNorm => Op::RmsNorm,
+            Op::Rope => Op::Rope,
+            Op::KvAppend => Op::KvAppend,
+            Op::Attention => Op::Attention,
+            Op::Swiglu => Op::Swiglu,
+            Op::Add => Op::Add,
+        })
+    }
+}
