@@ -1,0 +1,136 @@
+"""What the manifest says about the arithmetic of llama.cpp on a CPU.
+
+The graph is computed in F32; its kernels round one operand of a product to what the other is stored
+in. Read off the sources of llama.cpp as of llama-cpp-python 0.3.36, and measured on x86-64 by the
+tests, which recompute every stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from .stages import Dims
+
+# The type that activations are rounded to, by that of the weight.
+_ROUNDED = {
+    "F32": "F32",
+    "F16": "F16",
+    "BF16": "BF16",
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "MXFP4"), "Q8_0"),
+    **dict.fromkeys(("Q4_1", "Q5_1"), "Q8_1"),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), "Q8_K"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), "Q8_K"),
+    **dict.fromkeys(("TQ1_0", "TQ2_0"), "Q8_K"),
+}
+
+# From this many rows on, flash attention multiplies tiles, in F32.
+FLASH_TILE_ROWS = 64
+
+
+def rounded_to(weight: str) -> str | None:
+    """What activations are rounded to before they meet a weight of this type."""
+    return _ROUNDED.get(weight)
+
+
+class Plan:
+    """The ops of a file's graph. `types` are the stored types of its tensors, `kv` of the cache."""
+
+    def __init__(self, dims: Dims, types: Mapping[str, str], *, flash: bool, kv: str):
+        self._dims, self._types, self._flash, self._kv = dims, types, flash, kv
+
+    def ops(self, shown: set[str], step_rows: Sequence[int]) -> list[dict]:
+        """The manifest's `plan.ops`, of the stages `shown`; `step_rows` are the rows of each step.
+
+        Flash attention has two kernels: a run that uses both has an op of each, with its `steps`.
+        """
+        return [
+            op | {"sites": sites}
+            for op in self._ops(step_rows)
+            if (sites := [s for s in op["sites"] if s.rpartition(".")[2] in shown])
+        ]
+
+    def _ops(self, step_rows: Sequence[int]) -> Iterator[dict]:
+        yield self._op("embedding", ["embedding"], "ggml_get_rows", ["token_embd.weight"])
+        for layer in range(self._dims.layers):
+            yield from self._layer(layer, step_rows)
+        yield self._norm("final_norm", "output_norm")
+        tied = "output.weight" not in self._types
+        yield self._linear("lm_head", "token_embd" if tied else "output")
+
+    def _layer(self, layer: int, step_rows: Sequence[int]) -> Iterator[dict]:
+        site, tensor = f"layers.{layer}.{{}}".format, f"blk.{layer}.{{}}".format
+        yield self._norm(site("attn_norm"), tensor("attn_norm"))
+        qkv = [tensor(f"attn_{part}") for part in "qkv"]
+        yield self._linear(site("qkv_matmul"), *qkv)
+        if self._dims.qkv_bias:
+            biases = [f"{name}.bias" for name in qkv]
+            yield self._op("add_bias", [site("qkv_bias")], "ggml_add", biases)
+        if self._dims.qk_norm:
+            for part in "qk":
+                yield self._norm(site(f"{part}_norm"), tensor(f"attn_{part}_norm"))
+        for part in "qk":
+            yield self._op("rope", [site(f"{part}_post_rope")], "ggml_rope_ext")
+        yield from self._attention(site, step_rows)
+        yield self._linear(site("attn_out"), tensor("attn_output"))
+        yield self._op("add", [site("post_attn_residual")], "ggml_add")
+        yield self._norm(site("ffn_norm"), tensor("ffn_norm"))
+        yield self._linear(site("ffn_gate"), tensor("ffn_gate"))
+        yield self._linear(site("ffn_up"), tensor("ffn_up"))
+        yield self._op("swiglu", [site("ffn_silu"), site("ffn_swigl")], "ggml_swiglu_split")
+        yield self._linear(site("ffn_out"), tensor("ffn_down"))
+        yield self._op("add", [site("post_ffn_residual")], "ggml_add")
+
+    def _attention(self, site, step_rows: Sequence[int]) -> Iterator[dict]:
+        if not self._flash:
+            # ggml_mul_mat rounds queries and probabilities to the type of the cache.
+            kv = self._kv
+            yield self._op("attn_scores", [site("attn_scores")], "ggml_mul_mat", activations=kv)
+            yield self._op("softmax", [site("attn_softmax")], "ggml_soft_max_ext")
+            yield self._op("attn_values", [site("attention")], "ggml_mul_mat", activations=kv)
+            return
+        tiled = [i for i, rows in enumerate(step_rows) if rows >= FLASH_TILE_ROWS]
+        vector = [i for i, rows in enumerate(step_rows) if rows < FLASH_TILE_ROWS]
+        for kernel, activations, accumulation, steps in (
+            ("ggml_flash_attn_ext/tiled", "F32", "f32", tiled),
+            ("ggml_flash_attn_ext/vector", "F16", "f16", vector),
+        ):
+            if steps:
+                op = self._op(
+                    "flash_attention",
+                    [site("attention")],
+                    kernel,
+                    activations=activations,
+                    accumulation=accumulation,
+                )
+                yield op | ({"steps": steps} if tiled and vector else {})
+
+    def _norm(self, site: str, tensor: str) -> dict:
+        return self._op(
+            "rms_norm", [site], "ggml_rms_norm", [f"{tensor}.weight"], accumulation="f64"
+        )
+
+    def _linear(self, site: str, *tensors: str) -> dict:
+        weights = [f"{tensor}.weight" for tensor in tensors]
+        rounded = [rounded_to(self._types[weight]) for weight in weights]
+        activations = rounded[0] if len(set(rounded)) == 1 else rounded
+        return self._op("linear", [site], "ggml_mul_mat", weights, activations=activations)
+
+    def _op(
+        self,
+        op: str,
+        sites: list[str],
+        kernel: str,
+        weights: Sequence[str] = (),
+        *,
+        activations: str | list[str] = "F32",
+        accumulation: str = "f32",
+    ) -> dict:
+        return {
+            "op": op,
+            "sites": sites,
+            "kernel": kernel,
+            "weights": [self._types[weight] for weight in weights],
+            "activations": activations,
+            "accumulation": accumulation,
+            "output": "F32",
+        }
