@@ -55,6 +55,32 @@ pub struct Provenance {
     pub kv: Option<String>,
 }
 
+impl Provenance {
+    /// Of values that `model`, loaded from `checkpoint`, computes.
+    pub fn of<B: apr_model::Backend>(
+        model: &apr_model::Model<B>,
+        checkpoint: &apr_format::Checkpoint,
+        prompt: Option<Prompt>,
+    ) -> Self {
+        let info = model.backend().info();
+        Self {
+            tool: Tool { name: "apr".into(), version: env!("CARGO_PKG_VERSION").into() },
+            model: Model {
+                path: checkpoint.path().display().to_string(),
+                format: checkpoint.container().to_string(),
+                architecture: Some(model.config().architecture.name().to_owned()),
+                index_sha256: Some(checkpoint.index_sha256()),
+                file_sha256: None,
+                config: Some(Dims::from(model.config())),
+            },
+            prompt,
+            backend: Some((&info).into()),
+            plan: Some(model.plan().into()),
+            kv: Some(info.kv.name().to_lowercase()),
+        }
+    }
+}
+
 /// A program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names say it")]

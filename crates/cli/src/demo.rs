@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use apr_capture::{Capture, Dims, Recorder, RecorderOptions};
+use apr_capture::{Capture, Dims, Provenance, Recorder, RecorderOptions};
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
 use apr_diff::{Comparison, Options, compare};
 use apr_format::Checkpoint;
@@ -22,10 +22,7 @@ use apr_reference::{Arithmetic, Reference};
 use apr_tensor::Bytes;
 use apr_tokenizer::{Specials, Tokenizer};
 
-use crate::{
-    output::{self, Exit},
-    provenance::provenance,
-};
+use crate::output::{self, Exit};
 
 /// The model's name where it is kept.
 const MODEL_FILE: &str = "pycoder-3m-Q4_K_M.gguf";
@@ -177,7 +174,7 @@ fn against_golden<B: Backend>(
     output: &Path,
     golden: &Capture,
 ) -> Result<Comparison> {
-    let provenance = provenance(model, checkpoint, None);
+    let provenance = Provenance::of(model, checkpoint, None);
     let dims = Dims::from(model.config());
     let options = RecorderOptions::new(model.all_taps());
     let mut recorder = Recorder::create(output, provenance, dims, options)?;

@@ -12,7 +12,6 @@ mod engine;
 mod inspect;
 mod output;
 mod prompt;
-mod provenance;
 mod run;
 mod selection;
 mod trace;

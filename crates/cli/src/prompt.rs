@@ -3,6 +3,7 @@
 use std::{io::Read, sync::Arc};
 
 use anyhow::{Context, Result, bail};
+use apr_capture::manifest;
 use apr_format::Checkpoint;
 use apr_tokenizer::{Message, Specials, Tokenizer};
 
@@ -62,6 +63,11 @@ impl Prompt {
             bail!("the prompt is empty: it has no tokens to start from");
         }
         Ok(Self { mode, text: Some(text), token_ids, tokenizer: Some(Arc::new(tokenizer)) })
+    }
+
+    /// What a capture's manifest says of it.
+    pub(crate) fn manifest(&self) -> manifest::Prompt {
+        manifest::Prompt { mode: self.mode.to_owned(), text: self.text.clone() }
     }
 
     /// The text of one token, or its bytes if they are only a part of a character: `<0xE2 0x80>`. `None` if there is

@@ -7,7 +7,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use apr_capture::{
-    Dims, Layout, Precision, Recorder, RecorderOptions, Rows, StepStatistics, Telemetry,
+    Dims, Layout, Precision, Provenance, Recorder, RecorderOptions, Rows, StepStatistics, Telemetry,
     check_space, estimate,
 };
 use apr_format::Checkpoint;
@@ -26,7 +26,6 @@ use crate::{
     engine::{self, Job},
     output::{self, Exit, Progress},
     prompt::Prompt,
-    provenance::provenance,
     selection,
 };
 use watch::{InAndOut, StepTokens, Ticker};
@@ -341,7 +340,7 @@ impl Tracing<'_> {
         let precision = if args.save.f64 { Precision::F64 } else { Precision::F32 };
         let bytes = estimate(&sites, &args.save.rows, precision, &dims, self.step_lengths(model));
         check_space(path, bytes)?;
-        let mut provenance = provenance(model, checkpoint, Some(prompt));
+        let mut provenance = Provenance::of(model, checkpoint, Some(prompt.manifest()));
         provenance.model.file_sha256 = args.save.hash_model.then(|| checkpoint.file_sha256());
         let options = RecorderOptions {
             rows: args.save.rows.clone(),

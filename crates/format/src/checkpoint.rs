@@ -46,7 +46,7 @@ impl fmt::Display for Container {
 /// files say about themselves has been checked when `open` returns: every tensor lies within its file, overlaps
 /// no other, and has the size that its type and shape ask for. Names and keys are the container's own.
 /// What happens if a file changes while it is open: see [`File::open`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     path: PathBuf,
     container: Container,
@@ -150,6 +150,20 @@ impl Checkpoint {
                 near: self.tensors.near(name),
             },
         })
+    }
+
+    /// The same with other tensors under some of the names that it has; nothing is copied.
+    ///
+    /// # Panics
+    /// If there is no such name.
+    #[must_use]
+    pub fn with_tensors(&self, others: impl IntoIterator<Item = (String, Stored)>) -> Self {
+        let mut changed = self.clone();
+        for (name, stored) in others {
+            let place = changed.tensors.readable.get_mut(&name);
+            *place.unwrap_or_else(|| panic!("there is no tensor {name}")) = stored;
+        }
+        changed
     }
 
     /// All readable tensors, in the order of the files.

@@ -81,7 +81,7 @@ impl Entry {
 }
 
 /// All tensors of a checkpoint, in the order of the files.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tensors {
     pub(crate) readable: IndexMap<String, Stored>,
     pub(crate) unreadable: IndexMap<String, Unreadable>,

@@ -154,13 +154,27 @@ impl Named {
 impl HeadRows {
     /// The tensor of `role` with the rows of its heads in the order of [`HeadRows::Halves`]. Its rows are whole heads.
     pub fn to_halves(self, role: Role, stored: &Stored, head_dim: usize) -> Result<Stored> {
-        use LayerRole::{AttnK, AttnKBias, AttnQ, AttnQBias};
         // Rows `2i` and `2i + 1` of each head go to `i` and `i + head_dim / 2`.
         let half = head_dim / 2;
-        let source_of = |row: usize| {
-            let (head, channel) = (row / head_dim, row % head_dim);
-            head * head_dim + 2 * (channel % half) + channel / half
-        };
+        self.moved(role, stored, head_dim, |channel| 2 * (channel % half) + channel / half)
+    }
+
+    /// The way back: the tensor of `role`, which is in the order of [`HeadRows::Halves`], in this order.
+    pub fn from_halves(self, role: Role, stored: &Stored, head_dim: usize) -> Result<Stored> {
+        let half = head_dim / 2;
+        self.moved(role, stored, head_dim, |channel| channel / 2 + channel % 2 * half)
+    }
+
+    /// The tensor with each channel of its heads from another one, where heads are not stored in halves.
+    fn moved(
+        self,
+        role: Role,
+        stored: &Stored,
+        head_dim: usize,
+        source_of: impl Fn(usize) -> usize,
+    ) -> Result<Stored> {
+        use LayerRole::{AttnK, AttnKBias, AttnQ, AttnQBias};
+        let source_of = |row: usize| row / head_dim * head_dim + source_of(row % head_dim);
         Ok(match (self, role) {
             (Self::Interleaved, Role::Layer(_, AttnQ | AttnK)) => stored.permute_rows(source_of),
             (Self::Interleaved, Role::Layer(_, AttnQBias | AttnKBias)) => {
@@ -240,5 +254,22 @@ impl<'c> Tensors<'c> {
         }
         let architecture = architecture.name();
         Err(Error::UnknownTensors { file: self.file, architecture, names })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_head_rows_goes_there_and_back() {
+        let bytes: Vec<u8> = (0..12u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+        let pairs = Stored::new(apr_tensor::DType::F32, [12, 1].into(), bytes.into()).unwrap();
+        let role = Role::Layer(0, LayerRole::AttnQ);
+        let halves = HeadRows::Interleaved.to_halves(role, &pairs, 6).unwrap();
+        let expected = [0.0, 2.0, 4.0, 1.0, 3.0, 5.0, 6.0, 8.0, 10.0, 7.0, 9.0, 11.0];
+        assert_eq!(halves.to_f32().unwrap(), expected);
+        let back = HeadRows::Interleaved.from_halves(role, &halves, 6).unwrap();
+        assert_eq!(back.to_f32().unwrap(), pairs.to_f32().unwrap());
     }
 }
