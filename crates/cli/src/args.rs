@@ -137,7 +137,7 @@ pub(crate) struct PromptArgs {
     pub(crate) system: Option<String>,
 }
 
-fn token_id(text: &str) -> Result<u32, String> {
+pub(crate) fn token_id(text: &str) -> Result<u32, String> {
     let id = text.trim().parse();
     id.map_err(|_| format!("`{text}` is no token id; expected numbers such as 3838,374,220"))
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the crate that prints")]
 
 mod args;
+mod check;
 mod demo;
 mod diff;
 mod engine;
@@ -43,6 +44,8 @@ enum Command {
     Trace(trace::Args),
     /// Compare two captures, two APRT files or two model files.
     Diff(diff::Args),
+    /// Check what must hold of a model and its backend without any reference.
+    Check(check::Args),
     /// Show what a model file holds.
     Inspect(inspect::Args),
     /// Trace the embedded model and compare it with the Hugging Face capture that ships beside it.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Check(args) => check::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => completions(shell),

@@ -106,6 +106,12 @@ impl Progress {
         self.0.inc(1);
     }
 
+    /// The same for units of which many are done at once.
+    pub(crate) fn advance_by(&self, units: u64) {
+        self.advance();
+        self.0.inc(units.saturating_sub(1));
+    }
+
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }

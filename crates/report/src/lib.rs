@@ -3,6 +3,7 @@
 //! Each module holds one report: plain data that serialises under a schema version, and its text. Whatever stands in
 //! the text stands in the JSON too. Nothing is computed here beyond sums for a footer, and nothing is printed.
 
+pub mod check;
 pub mod diff;
 pub mod inspect;
 mod json;

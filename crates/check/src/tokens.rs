@@ -1,0 +1,170 @@
+//! What must hold of a tokenizer and a chat template.
+
+use apr_model::read_config;
+use apr_tokenizer::{Message, Specials, Tokenizer};
+
+use crate::{Break, Check, Factory, Outcome, outcome::Verdict, session::Session};
+
+/// Texts that a tokenizer must give back: letters, digits, white space at all ends, code, several scripts, characters beyond
+/// the basic plane, composed emoji. All are in normal form C, which some tokenizers bring texts to.
+const TEXTS: [&str; 12] = [
+    "Hello, world!",
+    " leading and trailing ",
+    "a  b   c    d",
+    "tabs\tand\r\nline ends\n",
+    "\n\n\n\n three empty lines\n\n",
+    "1234567890 3.14159 -1e-7 0xFF",
+    "def f(x):\n    return {\"a\": [x ** 2 for _ in range(3)]}  # done\n",
+    "Grüße aus Köln, señor Ångström; naïve café",
+    "Привет мир. Γειά σου Κόσμε. שלום עולם",
+    "日本語の文章。中文句子。한국어 문장",
+    "👍🏽 👩‍👩‍👧‍👦 🇩🇪 𝒳 ∑ → ≠ “quotes” … —",
+    "!@#$%^&*()_+-=[]{}|;':\",./<>?`~\\",
+];
+
+impl<F: Factory> Session<'_, F> {
+    pub(crate) fn vocabulary(&self) -> Result<Verdict, Outcome> {
+        self.watch.begin(Check::Vocabulary, 0);
+        let tokenizer = self.tokenizer()?;
+        let config = read_config(self.checkpoint).map_err(Outcome::not_measured)?;
+        let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
+        let mut breaks = Vec::new();
+        if ids > rows {
+            let what = format!("the tokenizer has {ids} ids, but the embedding only {rows} rows");
+            breaks.push(Break::Other { what });
+        }
+        let named = tokenizer.eos_ids().iter().map(|&id| ("end", id));
+        for (what, id) in named.chain(tokenizer.bos_id().map(|id| ("begin", id))) {
+            if id as usize >= rows {
+                let what = format!("the token {id} that {what}s a text has no row among {rows}");
+                breaks.push(Break::Other { what });
+            }
+        }
+        Ok(Verdict::new(breaks, format!("{ids} ids, {rows} rows")))
+    }
+
+    pub(crate) fn round_trip(&self) -> Result<Verdict, Outcome> {
+        self.watch.begin(Check::Tokenizer, 0);
+        let tokenizer = self.tokenizer()?;
+        let wrong = |text: &&str| match tokenizer.encode_fragment(text, Specials::Literal) {
+            Ok(ids) => difference(text, &tokenizer.decode(&ids)),
+            Err(error) => Some(error.to_string()),
+        };
+        let breaks = TEXTS.iter().filter_map(wrong).map(|what| Break::Other { what });
+        Ok(Verdict::new(breaks.collect(), format!("{} texts", TEXTS.len())))
+    }
+
+    pub(crate) fn special_tokens(&self) -> Result<Verdict, Outcome> {
+        self.watch.begin(Check::SpecialTokens, 0);
+        let tokenizer = self.tokenizer()?;
+        let special = ids(tokenizer).filter(|&id| tokenizer.is_special(id));
+        let special: Vec<u32> =
+            special.filter(|&id| !tokenizer.token_bytes(id).is_empty()).collect();
+        if special.is_empty() {
+            return Err(Outcome::not_applicable("the tokenizer has no special tokens"));
+        }
+        let wrong = |&id: &u32| {
+            let text = tokenizer.token_text(id);
+            let what = match tokenizer.encode_fragment(&text, Specials::Parse) {
+                Ok(ids) if ids == [id] => return None,
+                Ok(ids) => format!("{text:?}, which is token {id}, is encoded as {}", listed(&ids)),
+                Err(error) => format!("{text:?}, which is token {id}: {error}"),
+            };
+            Some(Break::Other { what })
+        };
+        let breaks = special.iter().filter_map(wrong).collect();
+        Ok(Verdict::new(breaks, format!("{} special tokens", special.len())))
+    }
+
+    pub(crate) fn token_ids(&self) -> Result<Verdict, Outcome> {
+        let tokenizer = self.tokenizer()?;
+        self.watch.begin(Check::TokenIds, tokenizer.vocab_size() as u64);
+        let (mut breaks, mut lost, mut nameless) = (Vec::new(), Vec::new(), Vec::new());
+        let mut texts = 0;
+        for id in ids(tokenizer) {
+            self.watch.advance(1);
+            match std::str::from_utf8(tokenizer.token_bytes(id)) {
+                // Part of a character is no text, and a special token is no text either.
+                Err(_) => continue,
+                Ok(_) if tokenizer.is_special(id) => continue,
+                Ok("") => nameless.push(id),
+                Ok(text) => {
+                    texts += 1;
+                    match tokenizer.encode_fragment(text, Specials::Literal) {
+                        Ok(ids)
+                            if without_space(&tokenizer.decode(&ids)) == without_space(text) => {}
+                        Ok(_) => lost.push(id),
+                        Err(error) => {
+                            let what = format!("{text:?}, the text of token {id}: {error}");
+                            breaks.push(Break::Other { what });
+                        }
+                    }
+                }
+            }
+        }
+        let mut verdict = Verdict::new(breaks, format!("the texts of {texts} tokens"));
+        for (ids, what) in [
+            (lost, "have a text that comes back changed when encoded"),
+            (nameless, "stand for no text at all"),
+        ] {
+            if !ids.is_empty() {
+                verdict.notes.push(format!("{} tokens {what}: {}", ids.len(), listed(&ids)));
+            }
+        }
+        Ok(verdict)
+    }
+
+    pub(crate) fn chat_template(&self) -> Result<Verdict, Outcome> {
+        self.watch.begin(Check::ChatTemplate, 0);
+        let tokenizer = self.tokenizer()?;
+        let none = || Outcome::not_applicable("the model has no chat template");
+        let template = tokenizer.chat_template().ok_or_else(none)?;
+        let messages = [
+            Message::new("user", "What is 2+2?"),
+            Message::new("assistant", "4."),
+            Message::new("user", "And 3+3?"),
+        ];
+        let text = template.render(&messages, true).map_err(Outcome::broken)?;
+        let ids = tokenizer.encode_fragment(&text, Specials::Parse).map_err(Outcome::broken)?;
+        let mut breaks = Vec::new();
+        if let Some(lost) = messages.iter().find(|message| !text.contains(&message.content)) {
+            let what = format!("the text of {:?} is not in what it writes", lost.content);
+            breaks.push(Break::Other { what });
+        }
+        let changed = difference(&text, &tokenizer.decode(&ids));
+        breaks.extend(changed.map(|what| Break::Other { what }));
+        let (messages, tokens) = (messages.len(), ids.len());
+        Ok(Verdict::new(breaks, format!("{messages} messages in {tokens} tokens")))
+    }
+}
+
+fn ids(tokenizer: &Tokenizer) -> impl Iterator<Item = u32> {
+    0..tokenizer.vocab_size() as u32
+}
+
+/// The text of a lone token may or may not keep the space that SentencePiece puts before a text.
+fn without_space(text: &str) -> &str {
+    text.strip_prefix(' ').unwrap_or(text)
+}
+
+/// Where `back`, decoded from the ids of `text`, is another text.
+fn difference(text: &str, back: &str) -> Option<String> {
+    if text == back {
+        return None;
+    }
+    let same = text.chars().zip(back.chars()).take_while(|(a, b)| a == b).count();
+    let rest = |text: &str| text.chars().skip(same).take(12).collect::<String>();
+    Some(format!(
+        "{text:?} comes back changed: {:?} instead of {:?} at character {same}",
+        rest(back),
+        rest(text)
+    ))
+}
+
+/// The first of many ids.
+fn listed(ids: &[u32]) -> String {
+    const SHOWN: usize = 8;
+    let first: Vec<_> = ids.iter().take(SHOWN).map(u32::to_string).collect();
+    let more = if ids.len() > SHOWN { ", ..." } else { "" };
+    format!("{}{more}", first.join(", "))
+}
