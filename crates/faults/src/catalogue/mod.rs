@@ -1,0 +1,16 @@
+//! Every kind of fault, by family.
+
+mod kernel;
+
+use crate::{Error, Fault, Result};
+
+/// All kinds.
+pub fn all() -> impl Iterator<Item = &'static Fault> {
+    [kernel::FAULTS].into_iter().flatten()
+}
+
+/// The kind called `name`.
+pub fn find(name: &str) -> Result<&'static Fault> {
+    let found = all().find(|fault| fault.name == name);
+    found.ok_or_else(|| Error::UnknownFault { name: name.to_owned() })
+}
