@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{Error, Result, twin::Units};
 
 /// An arithmetic to emulate, and how much accumulating in it may add.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Declared {
     pub(crate) arithmetic: Arithmetic,
     pub(crate) units: Units,

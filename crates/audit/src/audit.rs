@@ -11,10 +11,10 @@ use apr_model::{Config, Site, Stage, read_config};
 use serde::Serialize;
 
 use crate::{
-    ArithmeticFrom, ArithmeticOrigin, ChannelAudit, Declared, Error, Errors, Finding, Group,
-    Progress, Result, RowAudit, StageAudit, Test, inputs,
-    judge::{Bound, Sums},
-    replay::{self, Record, Replay},
+    ArithmeticFrom, ArithmeticOrigin, ChannelAudit, Declared, Error, Errors, Finding, Progress,
+    Result, RowAudit, StageAudit, Test, inputs,
+    judge::{Bound, Record, Sums},
+    replay::{self, Replay},
 };
 
 /// How to audit.
@@ -49,6 +49,18 @@ pub struct Audit {
     pub not_measured: Vec<NotMeasured>,
     /// What follows.
     pub verdict: Verdict,
+    /// What a diagnosis goes on from; `None` if nothing was replayed.
+    #[serde(skip)]
+    pub(crate) replayed: Option<Replayed>,
+}
+
+/// What was replayed, and under what arithmetic.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Replayed {
+    pub(crate) declared: Declared,
+    /// The tokens of each step.
+    pub(crate) steps: Vec<Vec<u32>>,
+    pub(crate) bound: Bound,
 }
 
 /// Something that could not be measured.
@@ -160,6 +172,7 @@ pub fn audit(
         stages: Vec::new(),
         not_measured: Vec::new(),
         verdict: Verdict::Match,
+        replayed: None,
     };
     let steps = match &options.tokens {
         Some(tokens) => Ok(vec![tokens.clone()]),
@@ -181,7 +194,7 @@ pub fn audit(
     };
     audit.arithmetic = declared.origin.clone();
     let (model, mailbox) = replay::load(checkpoint, &declared)?;
-    let replay = Replay::run(capture, &model, mailbox, &steps, None, progress)?;
+    let replay = Replay::new(capture, &model, mailbox, &steps, progress).run(&model, &steps)?;
 
     let captured: BTreeSet<Site> = replay.records.keys().copied().collect();
     let comparisons = replay.records.values().map(|record| record.elements as f64).sum();
@@ -189,6 +202,7 @@ pub fn audit(
     audit.stages = stages(&replay.records, bound, &config, &captured);
     audit.not_measured = not_measured(&replay, model.plan().sites(), &config);
     audit.verdict = verdict(&audit, options.common);
+    audit.replayed = Some(Replayed { declared, steps, bound });
     Ok(audit)
 }
 
@@ -226,8 +240,8 @@ fn infer(capture: &Capture, checkpoint: &Checkpoint, steps: &[Vec<u32>]) -> Resu
     for (name, candidate) in Declared::to_try() {
         let (model, mailbox) = replay::load(checkpoint, &candidate)?;
         let mut quiet = |_: Progress| {};
-        let layers = Some(LAYERS_TO_INFER);
-        let replay = Replay::run(capture, &model, mailbox, &steps[..1], layers, &mut quiet)?;
+        let replay = Replay::new(capture, &model, mailbox, &steps[..1], &mut quiet);
+        let replay = replay.of_layers(LAYERS_TO_INFER).run(&model, &steps[..1])?;
         let score: f64 = [Class::Product, Class::Attention]
             .into_iter()
             .filter_map(|class| median(ratios(&replay.records, class)))
@@ -282,7 +296,7 @@ fn stages(
     let sharp = |class| median(ratios(records, class)).is_none_or(|m| m <= bound.of(1));
     let sharp = [Class::Product, Class::Attention, Class::Elementwise].map(|c| (c, sharp(c)));
     let judged = |(&site, record): (&Site, &Record)| {
-        let worst = worst(record, bound);
+        let worst = record.worst(bound);
         let sharp = sharp.iter().any(|&(class, sharp)| class == Class::of(site.stage) && sharp);
         let finding = match () {
             () if worst.excess <= 1.0 => Finding::Explained,
@@ -296,30 +310,6 @@ fn stages(
         .filter(|(_, record)| record.elements + record.not_finite > 0)
         .map(judged)
         .collect()
-}
-
-/// The test that is furthest beyond its bound.
-fn worst(record: &Record, bound: Bound) -> Test {
-    let n = record.rows.len();
-    let mut worst = Test { group: Group::Whole, excess: record.whole.ratio() / bound.of(n) };
-    let mut consider = |excess: f64, group: Group| {
-        if excess > worst.excess {
-            worst = Test { group, excess };
-        }
-    };
-    for &(step, position, sums) in &record.rows {
-        consider(sums.ratio() / bound.of(1), Group::Row { step, position });
-    }
-    for (head, sums) in record.heads.iter().enumerate() {
-        consider(sums.ratio() / bound.of(n), Group::Head { head });
-    }
-    for (channel, sums) in record.channels.iter().enumerate() {
-        consider(sums.ratio() / bound.of(n), Group::Channel { channel });
-    }
-    if let Some((z, element)) = record.element {
-        consider(z / bound.of(1), element);
-    }
-    worst
 }
 
 /// How much larger the local error may be than the floor, in an arithmetic that only resembles the declared one.

@@ -15,11 +15,13 @@
 
 use serde::Serialize;
 
+use crate::{Group, Test};
+
 /// The chance that an audit of a faultless engine finds a fault by accident.
 pub(crate) const ALPHA: f64 = 1e-6;
 
 /// How many groups of elements an audit compares.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Bound {
     t: f64,
 }
@@ -94,6 +96,121 @@ impl Sums {
             unexplained: relative(self.unexplained, self.emulated),
             bound: relative(self.slack, self.emulated),
         }
+    }
+}
+
+/// What was summed up of one stage.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Record {
+    pub(crate) whole: Sums,
+    pub(crate) rows: Vec<(usize, usize, Sums)>,
+    pub(crate) heads: Vec<Sums>,
+    pub(crate) channels: Vec<Sums>,
+    pub(crate) elements: u64,
+    /// Elements that are not finite in the same way on both sides.
+    pub(crate) both_not_finite: u64,
+    /// Elements that are not finite on one side only.
+    pub(crate) not_finite: u64,
+    /// The element furthest from its bound, by unexplained error over slack.
+    pub(crate) element: Option<(f64, Group)>,
+}
+
+/// Where the elements of a comparison stand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) step: usize,
+    pub(crate) position: usize,
+    /// The head of scores, whose columns are keys and not channels.
+    pub(crate) head: Option<usize>,
+    /// The channels of a head, where channels are those of heads.
+    pub(crate) head_width: Option<usize>,
+}
+
+/// Some neighbouring elements of a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Compared<'a> {
+    pub(crate) captured: &'a [f64],
+    pub(crate) exact: &'a [f64],
+    pub(crate) emulated: &'a [f64],
+    pub(crate) slack: Option<&'a [f32]>,
+}
+
+impl Record {
+    /// Adds a row, or one head's part of a row of scores, and returns its sums: a row's go to [`Record::rows`].
+    pub(crate) fn add(&mut self, place: Place, compared: Compared<'_>) -> Sums {
+        let Compared { captured, exact, emulated, slack } = compared;
+        let len = captured.len();
+        let heads = match place.head {
+            Some(head) => self.heads.len().max(head + 1),
+            None => place.head_width.map_or(0, |width| len / width),
+        };
+        self.heads.resize(heads, Sums::default());
+        if place.head.is_none() {
+            self.channels.resize(len, Sums::default());
+        }
+        let mut sums = Sums::default();
+        for i in 0..len {
+            let slack = slack.map_or(0.0, |slack| f64::from(slack[i]));
+            let (c, e, m) = (captured[i], exact[i], emulated[i]);
+            if !(c.is_finite() && m.is_finite()) {
+                let same = c == m || (c.is_nan() && m.is_nan());
+                self.both_not_finite += u64::from(same);
+                self.not_finite += u64::from(!same);
+                if !same && self.element.is_none_or(|(z, _)| z.is_finite()) {
+                    self.element = Some((f64::INFINITY, place.element(i, c, m)));
+                }
+                continue;
+            }
+            self.elements += 1;
+            sums.add(c, e, m, slack);
+            if place.head.is_none() {
+                self.channels[i].add(c, e, m, slack);
+                if let Some(width) = place.head_width {
+                    self.heads[i / width].add(c, e, m, slack);
+                }
+            }
+            let apart = (c - m).abs();
+            let z = if apart == 0.0 { 0.0 } else { apart / slack };
+            if self.element.is_none_or(|(worst, _)| z > worst) {
+                self.element = Some((z, place.element(i, c, m)));
+            }
+        }
+        if let Some(head) = place.head {
+            self.heads[head].merge(&sums);
+        }
+        self.whole.merge(&sums);
+        sums
+    }
+
+    /// The test that is furthest beyond its bound.
+    pub(crate) fn worst(&self, bound: Bound) -> Test {
+        let n = self.rows.len();
+        let mut worst = Test { group: Group::Whole, excess: self.whole.ratio() / bound.of(n) };
+        let mut consider = |excess: f64, group: Group| {
+            if excess > worst.excess {
+                worst = Test { group, excess };
+            }
+        };
+        for &(step, position, sums) in &self.rows {
+            consider(sums.ratio() / bound.of(1), Group::Row { step, position });
+        }
+        for (head, sums) in self.heads.iter().enumerate() {
+            consider(sums.ratio() / bound.of(n), Group::Head { head });
+        }
+        for (channel, sums) in self.channels.iter().enumerate() {
+            consider(sums.ratio() / bound.of(n), Group::Channel { channel });
+        }
+        if let Some((z, element)) = self.element {
+            consider(z / bound.of(1), element);
+        }
+        worst
+    }
+}
+
+impl Place {
+    fn element(self, column: usize, captured: f64, expected: f64) -> Group {
+        let Self { step, position, head, .. } = self;
+        Group::Element { step, position, head, column, captured, expected }
     }
 }
 

@@ -14,7 +14,9 @@
 
 mod arithmetic;
 mod audit;
+mod engine;
 mod error;
+mod graft;
 mod inputs;
 mod judge;
 mod replay;
@@ -23,7 +25,9 @@ mod twin;
 
 pub use arithmetic::{ArithmeticFrom, ArithmeticOrigin, Declared};
 pub use audit::{Audit, NotMeasured, Options, Verdict, audit};
+pub use engine::{Engine, Loaded, Run, Script, record};
 pub use error::{Error, Result};
+pub use graft::repaired;
 pub use inputs::inputs;
 pub use judge::Errors;
 pub use replay::Progress;

@@ -17,27 +17,11 @@ use apr_model::{
 use apr_reference::Tensor as Plain;
 
 use crate::{
-    Error, Group, NotMeasured, Result,
+    Error, NotMeasured, Result,
     arithmetic::Declared,
-    judge::Sums,
+    judge::{Compared, Place, Record, Sums},
     twin::{Mailbox, Triple, Twin},
 };
-
-/// What was summed up of one stage.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Record {
-    pub(crate) whole: Sums,
-    pub(crate) rows: Vec<(usize, usize, Sums)>,
-    pub(crate) heads: Vec<Sums>,
-    pub(crate) channels: Vec<Sums>,
-    pub(crate) elements: u64,
-    /// Elements that are not finite in the same way on both sides.
-    pub(crate) both_not_finite: u64,
-    /// Elements that are not finite on one side only.
-    pub(crate) not_finite: u64,
-    /// The element furthest from its bound, by unexplained error over slack.
-    pub(crate) element: Option<(f64, Group)>,
-}
 
 /// How a replay is going.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +47,9 @@ pub(crate) struct Replay<'c> {
     pub(crate) not_measured: BTreeMap<Site, String>,
     /// Stages of which the capture has some rows only.
     pub(crate) partial: BTreeSet<Site>,
+    /// The stages whose emulated values are kept, and those values.
+    keep: BTreeSet<Site>,
+    pub(crate) kept: BTreeMap<(usize, Site), HostTensor>,
     progress: &'c mut dyn FnMut(Progress),
     done: usize,
     total: usize,
@@ -74,32 +61,46 @@ pub(crate) struct Replay<'c> {
 struct Enough;
 
 impl<'c> Replay<'c> {
-    /// Replays the steps of `capture` whose tokens are `steps`, the first `layers` of each.
-    pub(crate) fn run(
+    /// Prepares to replay the steps of `capture` whose tokens are `steps`.
+    pub(crate) fn new(
         capture: &'c Capture,
         model: &Model<Twin>,
         mailbox: Rc<Mailbox>,
         steps: &[Vec<u32>],
-        layers: Option<usize>,
         progress: &'c mut dyn FnMut(Progress),
-    ) -> Result<Self> {
-        let config = model.config().clone();
-        let total = capture.sites().len() * steps.len();
-        let mut replay = Self {
+    ) -> Self {
+        Self {
             capture,
-            config,
+            config: model.config().clone(),
             mailbox,
             step: 0,
             taps: TapSet::none(),
             loaded: None,
-            layers,
+            layers: None,
             records: BTreeMap::new(),
             not_measured: BTreeMap::new(),
             partial: BTreeSet::new(),
+            keep: BTreeSet::new(),
+            kept: BTreeMap::new(),
             progress,
             done: 0,
-            total,
-        };
+            total: capture.sites().len() * steps.len(),
+        }
+    }
+
+    /// Replays the first `layers` layers only.
+    pub(crate) fn of_layers(self, layers: usize) -> Self {
+        Self { layers: Some(layers), ..self }
+    }
+
+    /// Keeps the emulated values of these sites.
+    pub(crate) fn keeping(self, keep: BTreeSet<Site>) -> Self {
+        Self { keep, ..self }
+    }
+
+    /// Runs.
+    pub(crate) fn run(self, model: &Model<Twin>, steps: &[Vec<u32>]) -> Result<Self> {
+        let mut replay = self;
         let positions = steps.iter().map(Vec::len).sum();
         let mut cache = model.cache(positions)?;
         for (index, tokens) in steps.iter().enumerate() {
@@ -193,10 +194,14 @@ impl Observer for Replay<'_> {
         let shown = self.mailbox.shown.borrow_mut().take();
         let shown = shown.expect("the twin posts what it shows");
         let (captured, rows) = self.load(site, &step.positions(site))?;
+        if self.keep.contains(&site) {
+            let Plain { shape, data } = Plain::clone(&shown.emulated);
+            self.kept.insert((self.step, site), HostTensor { shape, values: data });
+        }
         let record = self.records.entry(site).or_default();
         let first = step.positions(site).start;
         let head = head_width(site, &self.config);
-        record.compare(self.step, first, &shown, &captured, &rows, head);
+        compare(record, self.step, first, &shown, &captured, &rows, head);
         if !is_inner(site) && site.stage != Stage::LmHead {
             *self.mailbox.incoming.borrow_mut() = merged(&shown, &captured, &rows);
             self.loaded = Some((site, captured));
@@ -257,7 +262,7 @@ fn merged(shown: &Triple, captured: &CaptureTensor, rows: &[usize]) -> Option<Tr
 }
 
 /// The channels of a head, in stages whose channels are those of heads.
-fn head_width(site: Site, config: &Config) -> Option<usize> {
+pub(crate) fn head_width(site: Site, config: &Config) -> Option<usize> {
     match site.stage {
         Stage::QkvMatmul | Stage::QkvBias | Stage::Attention => Some(config.head_dim),
         stage if stage.axes() == Axes::RowHeadChannel => Some(config.head_dim),
@@ -265,86 +270,39 @@ fn head_width(site: Site, config: &Config) -> Option<usize> {
     }
 }
 
-impl Record {
-    /// Compares the captured rows of a step, the first position of which is `first`.
-    fn compare(
-        &mut self,
-        step: usize,
-        first: usize,
-        shown: &Triple,
-        captured: &CaptureTensor,
-        rows: &[usize],
-        head_width: Option<usize>,
-    ) {
-        let pieces = captured.pieces();
-        let len = captured.piece_len();
-        let all_rows = shown.emulated.data.len() / (pieces * len);
-        let by_key = captured.axes() == Axes::HeadRowKey;
-        if !by_key {
-            self.channels.resize(len, Sums::default());
-        }
-        let heads = if by_key { pieces } else { head_width.map_or(0, |width| len / width) };
-        self.heads.resize(heads, Sums::default());
-        let mut values = Vec::with_capacity(len);
-        for (from, &row) in rows.iter().enumerate() {
-            let mut row_sums = Sums::default();
-            for piece in 0..pieces {
-                values.clear();
-                captured.read_piece(piece, from, &mut values);
-                let start = (piece * all_rows + row) * len;
-                let exact = &shown.exact.data[start..][..len];
-                let emulated = &shown.emulated.data[start..][..len];
-                let slack = shown.slack.as_ref().map(|slack| &slack[start..][..len]);
-                let mut piece_sums = Sums::default();
-                for i in 0..len {
-                    let slack = slack.map_or(0.0, |slack| f64::from(slack[i]));
-                    let (c, e, m) = (values[i], exact[i], emulated[i]);
-                    if !(c.is_finite() && m.is_finite()) {
-                        let same = c == m || (c.is_nan() && m.is_nan());
-                        self.both_not_finite += u64::from(same);
-                        self.not_finite += u64::from(!same);
-                        if !same && self.element.is_none_or(|(z, _)| z.is_finite()) {
-                            let head = by_key.then_some(piece);
-                            self.element =
-                                Some((f64::INFINITY, element(step, first + row, head, i, c, m)));
-                        }
-                        continue;
-                    }
-                    self.elements += 1;
-                    piece_sums.add(c, e, m, slack);
-                    if !by_key {
-                        self.channels[i].add(c, e, m, slack);
-                        if let Some(width) = head_width {
-                            self.heads[i / width].add(c, e, m, slack);
-                        }
-                    }
-                    let apart = (c - m).abs();
-                    let z = if apart == 0.0 { 0.0 } else { apart / slack };
-                    if self.element.is_none_or(|(worst, _)| z > worst) {
-                        let head = by_key.then_some(piece);
-                        self.element = Some((z, element(step, first + row, head, i, c, m)));
-                    }
-                }
-                if by_key {
-                    self.heads[piece].merge(&piece_sums);
-                }
-                row_sums.merge(&piece_sums);
-            }
-            self.whole.merge(&row_sums);
-            self.rows.push((step, first + row, row_sums));
-        }
-    }
-}
-
-fn element(
+/// Compares the captured rows of a step, the first position of which is `first`.
+fn compare(
+    record: &mut Record,
     step: usize,
-    position: usize,
-    head: Option<usize>,
-    column: usize,
-    captured: f64,
-    expected: f64,
-) -> Group {
-    Group::Element { step, position, head, column, captured, expected }
+    first: usize,
+    shown: &Triple,
+    captured: &CaptureTensor,
+    rows: &[usize],
+    head_width: Option<usize>,
+) {
+    let pieces = captured.pieces();
+    let len = captured.piece_len();
+    let all_rows = shown.emulated.data.len() / (pieces * len);
+    let by_key = captured.axes() == Axes::HeadRowKey;
+    let mut values = Vec::with_capacity(len);
+    for (from, &row) in rows.iter().enumerate() {
+        let mut sums = Sums::default();
+        for piece in 0..pieces {
+            values.clear();
+            captured.read_piece(piece, from, &mut values);
+            let part = (piece * all_rows + row) * len..(piece * all_rows + row + 1) * len;
+            let compared = Compared {
+                captured: &values,
+                exact: &shown.exact.data[part.clone()],
+                emulated: &shown.emulated.data[part.clone()],
+                slack: shown.slack.as_ref().map(|slack| &slack[part]),
+            };
+            let place =
+                Place { step, position: first + row, head: by_key.then_some(piece), head_width };
+            sums.merge(&record.add(place, compared));
+        }
+        record.rows.push((step, first + row, sums));
+    }
 }
 
 /// The tokens of each step of `capture`, or why it cannot be replayed.

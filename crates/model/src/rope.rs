@@ -71,13 +71,15 @@ impl RopeFrequencies {
     }
 
     /// Sines and cosines for `positions`.
-    pub fn table(&self, positions: std::ops::Range<usize>) -> RopeTable {
+    pub fn table(&self, positions: impl IntoIterator<Item = usize>) -> RopeTable {
         let pairs = self.inv_freq.len();
+        let positions = positions.into_iter();
+        let angles = pairs * positions.size_hint().0;
         let mut table = RopeTable {
             pairs,
-            angles: Vec::with_capacity(pairs * positions.len()),
-            cos: Vec::with_capacity(pairs * positions.len()),
-            sin: Vec::with_capacity(pairs * positions.len()),
+            angles: Vec::with_capacity(angles),
+            cos: Vec::with_capacity(angles),
+            sin: Vec::with_capacity(angles),
         };
         for position in positions {
             for f in &self.inv_freq {
