@@ -375,6 +375,7 @@ fn stage(
         },
         norm_ratio: (captured / exact).sqrt(),
         worst,
+        worst_element: record.element.map(|(z, group)| Test { group, excess: z / bound.of(1) }),
         elements: record.elements,
         not_finite: record.not_finite,
         span,
@@ -389,6 +390,13 @@ fn stage(
             })
             .collect(),
         heads: record.heads.iter().map(Sums::errors).collect(),
+        heads_beyond: record
+            .heads
+            .iter()
+            .enumerate()
+            .filter(|(_, sums)| sums.ratio() > bound.of(n))
+            .map(|(head, _)| head)
+            .collect(),
         channels: channels.into_iter().map(|(_, channel)| channel).collect(),
         channels_beyond,
         channels_total: record.channels.len(),

@@ -24,6 +24,8 @@ pub struct StageAudit {
     pub norm_ratio: f64,
     /// The test that is furthest beyond, or nearest to, what it may be.
     pub worst: Test,
+    /// The element that is furthest from what it may be.
+    pub worst_element: Option<Test>,
     /// Elements compared.
     pub elements: u64,
     /// Captured elements that are NaN or infinite where the replay is not, or the other way round.
@@ -36,6 +38,8 @@ pub struct StageAudit {
     pub rows: Vec<RowAudit>,
     /// Head by head, where the stage has heads.
     pub heads: Vec<Errors>,
+    /// The heads that are beyond their bound.
+    pub heads_beyond: Vec<usize>,
     /// Channels beyond their bound: the worst ones, at most [`StageAudit::CHANNELS`] of them.
     pub channels: Vec<ChannelAudit>,
     /// How many channels are beyond it, of how many.
