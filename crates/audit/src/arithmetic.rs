@@ -105,6 +105,7 @@ impl Candidate {
             product: Units::of(DType::F32),
             attention: Units::of(self.attention),
             output: Units::of(self.output),
+            weights: 0.0,
         };
         let name = format!("{} ({})", self.name, self.about);
         let origin = ArithmeticOrigin { name, from };
@@ -177,6 +178,7 @@ impl Declared {
             output: largest(
                 &mut ops.iter().filter(|op| op.op != "kv_append").map(|op| unit(&op.output)),
             ),
+            weights: 0.0,
         };
         let kv = kv.unwrap_or(DType::F32);
         let name = describe(&table, kv, queries);

@@ -26,6 +26,8 @@ pub struct Options {
     pub common: bool,
     /// The tokens of the steps, for captures that do not say them.
     pub tokens: Option<Vec<u32>>,
+    /// The engine had the weights that those of the file were rounded from: allow what their types do not resolve.
+    pub rounded_weights: bool,
 }
 
 /// What an audit found.
@@ -188,10 +190,13 @@ pub fn audit(
     };
     (audit.steps, audit.tokens) = (steps.len(), steps.iter().map(Vec::len).sum());
 
-    let declared = match options.arithmetic.clone().or_else(|| Declared::by(capture)) {
+    let mut declared = match options.arithmetic.clone().or_else(|| Declared::by(capture)) {
         Some(declared) => declared,
         None => infer(capture, checkpoint, &steps)?,
     };
+    if options.rounded_weights {
+        declared.units.weights = 0.5;
+    }
     audit.arithmetic = declared.origin.clone();
     let (model, mailbox) = replay::load(checkpoint, &declared)?;
     let replay = Replay::new(capture, &model, mailbox, &steps, progress).run(&model, &steps)?;

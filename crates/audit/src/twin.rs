@@ -21,7 +21,7 @@ use apr_model::*;
 use apr_reference::{Arithmetic, Reference, Tensor as Plain};
 use apr_tensor::{DType, Stored, activation::ActivationType};
 
-pub(crate) use slack::{RowNorm, Units};
+pub(crate) use slack::{Units, WeightRow};
 
 type Values = Arc<Plain<f64>>;
 
@@ -103,7 +103,7 @@ pub(crate) struct Mailbox {
 #[derive(Debug)]
 pub(crate) struct Weight {
     pub(crate) parts: Vec<Stored>,
-    norms: OnceLock<Vec<RowNorm>>,
+    rows: OnceLock<Vec<WeightRow>>,
 }
 
 /// One layer's cache, three times.
@@ -177,7 +177,7 @@ impl Backend for Twin {
     }
 
     fn weight(&self, parts: &[Stored]) -> Result<Weight> {
-        Ok(Weight { parts: self.exact.weight(parts)?, norms: OnceLock::new() })
+        Ok(Weight { parts: self.exact.weight(parts)?, rows: OnceLock::new() })
     }
 
     fn vector(&self, parts: &[Stored]) -> Result<Vec<f64>> {
@@ -199,7 +199,7 @@ impl Backend for Twin {
 
     fn embed(&self, table: &Weight, tokens: &[u32]) -> Result<Triple> {
         let rows = Arc::new(self.exact.embed(&table.parts, tokens)?);
-        let slack = slack::embed(&self.units, &rows);
+        let slack = slack::embed(&self.units, &table.parts, tokens, &rows)?;
         Ok(Triple::with_slack((rows.clone(), rows), slack))
     }
 
@@ -209,14 +209,14 @@ impl Backend for Twin {
             true => exact.clone(),
             false => Arc::new(self.emulated.linear(&x.emulated, &w.parts)?),
         };
-        let norms = match w.norms.get() {
-            Some(norms) => norms,
+        let rows = match w.rows.get() {
+            Some(rows) => rows,
             None => {
-                let norms = slack::row_norms(&w.parts)?;
-                w.norms.get_or_init(|| norms)
+                let rows = slack::weight_rows(&self.units, &w.parts)?;
+                w.rows.get_or_init(|| rows)
             }
         };
-        let mut slack = slack::linear(&self.units, &x.emulated, norms, &emulated);
+        let mut slack = slack::linear(&self.units, &x.emulated, rows, &emulated);
         if let Some(before) = &x.slack {
             let kind = |dtype| self.arithmetic.activations.of(dtype);
             slack::through_linear(&mut slack, &x.emulated, before, &w.parts, kind)?;

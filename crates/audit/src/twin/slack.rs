@@ -24,6 +24,9 @@ pub(crate) struct Units {
     pub(crate) attention: f64,
     /// Of the type that results are kept in.
     pub(crate) output: f64,
+    /// How far the engine's weights may be from the stored ones, in [steps](apr_tensor::block::steps) of their types: 0
+    /// where it has the same, half a step where it has those that these were rounded from.
+    pub(crate) weights: f64,
 }
 
 impl Units {
@@ -67,6 +70,13 @@ pub(crate) struct RowNorm {
     norm: f64,
 }
 
+/// A row of a matrix and of the steps of its elements; these are asked for where weights may be off.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WeightRow {
+    values: RowNorm,
+    steps: RowNorm,
+}
+
 impl RowNorm {
     fn of<T: Copy + Into<f64>>(row: &[T]) -> Self {
         let mut this = Self::default();
@@ -86,46 +96,65 @@ impl RowNorm {
 }
 
 /// The rows of a matrix in parts.
-pub(crate) fn row_norms(parts: &[Stored]) -> Result<Vec<RowNorm>> {
-    let mut norms = Vec::new();
+pub(crate) fn weight_rows(units: &Units, parts: &[Stored]) -> Result<Vec<WeightRow>> {
+    let mut all = Vec::new();
     for part in parts {
         let rows = (0..part.shape().rows()).into_par_iter().map_init(
             || vec![0.0f32; part.shape().cols()],
             |buffer, row| {
                 part.dequantize_row(row, buffer)?;
-                Ok::<_, Error>(RowNorm::of(buffer))
+                let values = RowNorm::of(buffer);
+                let mut steps = RowNorm::default();
+                if units.weights > 0.0 {
+                    part.row_steps(row, buffer)?;
+                    steps = RowNorm::of(buffer);
+                }
+                Ok::<_, Error>(WeightRow { values, steps })
             },
         );
-        norms.append(&mut rows.collect::<Result<Vec<_>>>()?);
+        all.append(&mut rows.collect::<Result<Vec<_>>>()?);
     }
-    Ok(norms)
+    Ok(all)
 }
 
 /// Rows of a table: scale times quant less minimum may round once or twice.
-pub(crate) fn embed(units: &Units, y: &Tensor<f64>) -> Vec<f32> {
-    y.rows()
-        .flat_map(|row| {
-            let max = RowNorm::of(row).max;
-            row.iter().map(move |&y| root(squares([2.0 * F32 * max, units.kept(1.0, y)])))
-        })
-        .collect()
+pub(crate) fn embed(
+    units: &Units,
+    table: &[Stored],
+    tokens: &[u32],
+    y: &Tensor<f64>,
+) -> Result<Vec<f32>> {
+    let mut slack = Vec::with_capacity(y.data.len());
+    let mut steps = vec![0.0f32; y.cols()];
+    for (&token, row) in tokens.iter().zip(y.rows()) {
+        if let ([table], true) = (table, units.weights > 0.0) {
+            table.row_steps(token as usize, &mut steps)?;
+        }
+        let max = RowNorm::of(row).max;
+        slack.extend(row.iter().zip(&steps).map(|(&y, &step)| {
+            let off = units.weights * f64::from(step);
+            root(squares([2.0 * F32 * max, off, units.kept(1.0, y)]))
+        }));
+    }
+    Ok(slack)
 }
 
 /// `x W^T`: on the way the sum is at most the norm of the products and the result itself.
 pub(crate) fn linear(
     units: &Units,
     x: &Tensor<f64>,
-    norms: &[RowNorm],
+    weights: &[WeightRow],
     y: &Tensor<f64>,
 ) -> Vec<f32> {
     let walk = units.product * (x.cols() as f64).sqrt();
     let rows: Vec<RowNorm> = x.rows().map(RowNorm::of).collect();
     let mut slack = vec![0.0; y.data.len()];
-    slack.par_chunks_exact_mut(norms.len()).enumerate().for_each(|(i, slack)| {
-        let y = &y.data[i * norms.len()..][..norms.len()];
-        for ((slack, &y), &w) in slack.iter_mut().zip(y).zip(norms) {
-            let own = walk * (rows[i].products(w) + y.abs());
-            *slack = root(squares([own, units.kept(1.0, y)]));
+    slack.par_chunks_exact_mut(weights.len()).enumerate().for_each(|(i, slack)| {
+        let y = &y.data[i * weights.len()..][..weights.len()];
+        for ((slack, &y), w) in slack.iter_mut().zip(y).zip(weights) {
+            let own = walk * (rows[i].products(w.values) + y.abs());
+            let off = units.weights * rows[i].products(w.steps);
+            *slack = root(squares([own, off, units.kept(1.0, y)]));
         }
     });
     slack
