@@ -171,7 +171,7 @@ impl Rig {
             Plant::Capture(change) => {
                 run(self.engine, model, prompt, None, directory)?;
                 let mut recording = self.clean.clone();
-                change(&CapturePlace { site, severity, seed, config }, &mut recording);
+                change(&CapturePlace { site, seed, config }, &mut recording);
                 recording.write(directory)?;
             }
             Plant::Disk(damage) => {

@@ -30,8 +30,9 @@ pub struct Fault {
     pub(crate) plant: Plant,
     /// Stages beside that one which it makes wrong by itself, not by what they are given.
     pub(crate) also: &'static [Stage],
-    /// Whether it strikes in every layer at once.
-    pub(crate) everywhere: bool,
+    pub(crate) reach: Reach,
+    /// Whether it strikes harder or less hard as asked.
+    pub(crate) graded: bool,
     pub(crate) blames: Blames,
     pub(crate) fits: fn(&Target<'_>) -> bool,
 }
@@ -88,6 +89,17 @@ impl fmt::Display for Severity {
             Self::Gross => "gross",
         })
     }
+}
+
+/// How far a fault reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Its layer.
+    Layer,
+    /// Its layer and the next.
+    NextLayer,
+    /// All layers.
+    EveryLayer,
 }
 
 /// What a judge has to notice.
@@ -208,7 +220,6 @@ impl FilePlace<'_> {
 #[derive(Debug)]
 pub(crate) struct CapturePlace<'a> {
     pub(crate) site: Site,
-    pub(crate) severity: Severity,
     pub(crate) seed: u64,
     pub(crate) config: &'a Config,
 }
@@ -269,7 +280,8 @@ impl Fault {
             diagnosis: None,
             plant,
             also: &[],
-            everywhere: false,
+            reach: Reach::Layer,
+            graded: false,
             blames: Blames::Site,
             fits: |_| true,
         }
@@ -287,9 +299,15 @@ impl Fault {
         self
     }
 
-    /// Strikes in every layer.
-    pub(crate) const fn everywhere(mut self) -> Self {
-        self.everywhere = true;
+    /// Reaches further than its layer.
+    pub(crate) const fn reaching(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
+    }
+
+    /// Knows how to be subtle and how to be gross.
+    pub(crate) const fn graded(mut self) -> Self {
+        self.graded = true;
         self
     }
 
@@ -306,14 +324,26 @@ impl Fault {
 
     /// Whether it can be planted at `target`.
     pub fn applies(&self, target: &Target<'_>) -> bool {
-        self.stages.contains(&target.site.stage)
+        let last = target.config.num_hidden_layers as u32 - 1;
+        let within_reach = match self.reach {
+            Reach::Layer => true,
+            Reach::NextLayer => target.site.layer.is_none_or(|layer| layer < last),
+            Reach::EveryLayer => target.site.layer.is_none_or(|layer| layer == 0),
+        };
+        within_reach
+            && self.stages.contains(&target.site.stage)
             && has_site(target.config, target.site)
             && (self.fits)(target)
     }
 
     /// Whether it makes sense to plant it in one layer or another.
     pub fn is_layered(&self) -> bool {
-        !self.everywhere && self.stages.iter().any(|stage| !stage.is_whole_model())
+        self.reach != Reach::EveryLayer && self.stages.iter().any(|stage| !stage.is_whole_model())
+    }
+
+    /// How hard it can strike.
+    pub fn severities(&self) -> &'static [Severity] {
+        if self.graded { &Severity::ALL } else { &[Severity::Gross] }
     }
 
     /// What a judge ought to say if it is planted at `site`.
@@ -323,10 +353,11 @@ impl Fault {
             Blames::Anything => return Expectation::NotClean,
             Blames::Site => {}
         }
-        let layers = match site.layer {
-            _ if self.everywhere => 0..config.num_hidden_layers as u32,
-            Some(layer) => layer..layer + 1,
-            None => 0..1,
+        let layer = site.layer.unwrap_or(0);
+        let layers = match self.reach {
+            Reach::Layer => layer..layer + 1,
+            Reach::NextLayer => layer..layer + 2,
+            Reach::EveryLayer => 0..config.num_hidden_layers as u32,
         };
         let stages = self.also.iter().copied().chain([site.stage]);
         let mut sites: Vec<Site> = stages

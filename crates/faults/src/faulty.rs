@@ -301,7 +301,10 @@ impl<B: Backend> Backend for Faulty<B> {
     fn add_bias(&self, x: &B::Tensor, bias: &Self::Vector) -> Result<B::Tensor> {
         let target = self.next();
         let y = self.inner.add_bias(x, &bias.inner)?;
-        damaged!(self, y, target, Bias, |_place, _part| op::Bias { bias: &bias.values })
+        damaged!(self, y, target, Bias, |_place, _part| op::Bias {
+            x: self.host(x)?,
+            bias: &bias.values
+        })
     }
 
     fn rms_norm(&self, x: &B::Tensor, w: &Self::Vector, eps: f64) -> Result<B::Tensor> {
@@ -398,8 +401,7 @@ impl<B: Backend> Backend for Faulty<B> {
             Some((fault @ (OpFault::Swiglu(_) | OpFault::Value(_)), place, _)) => (fault, place),
             _ => return self.inner.swiglu(gate, up, silu),
         };
-        let swiglu =
-            op::Swiglu { place: &place, kernels: self, gate: self.host(gate)?, up: self.host(up)? };
+        let swiglu = op::Swiglu { kernels: self, gate: self.host(gate)?, up: self.host(up)? };
         let wrong = match fault {
             OpFault::Swiglu(damage) => damage(&swiglu)?,
             OpFault::Value(damage) => {

@@ -201,6 +201,7 @@ pub(crate) struct Norm<'a> {
 
 /// A bias added to each row.
 pub(crate) struct Bias<'a> {
+    pub(crate) x: HostTensor,
     pub(crate) bias: &'a [f32],
 }
 
@@ -299,7 +300,6 @@ impl Attention<'_> {
 
 /// The gated activation function.
 pub(crate) struct Swiglu<'a> {
-    pub(crate) place: &'a Place,
     pub(crate) kernels: &'a dyn Kernels,
     pub(crate) gate: HostTensor,
     pub(crate) up: HostTensor,

@@ -69,6 +69,7 @@ pub(super) const FAULTS: &[Fault] = &[
         tail_dropped,
         "The last inputs of each dot product are left out: 32, or 256.",
     )
+    .graded()
     .diagnosed("block-dropped"),
     linear("head-dropped", head_dropped, "The first 32 inputs of each dot product are left out."),
     linear("tile-edge", tile_edge, "The last 16 outputs are computed from half of the inputs."),
@@ -76,7 +77,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "block-zeroed",
         block_zeroed,
         "One block of 32 weights counts as zero: in one row, or in every eighth.",
-    ),
+    )
+    .graded(),
     linear(
         "scale-of-neighbour",
         neighbour_scale,
@@ -110,12 +112,14 @@ pub(super) const FAULTS: &[Fault] = &[
         "outputs-exchanged",
         outputs_exchanged,
         "Two neighbouring outputs are exchanged: one pair, or all.",
-    ),
+    )
+    .graded(),
     linear(
         "input-misaligned",
         input_misaligned,
         "Activations are read from some elements too early.",
     )
+    .graded()
     .diagnosed("input-misaligned"),
     linear("activations-saturate", saturated, "8-bit activations saturate at half of their range."),
     linear(
@@ -133,6 +137,7 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .only(|target| target.weights.contains(&DType::F32) || !target.engine.rounds_activations()),
     linear("strip-left-zero", strip_zero, "One thread's share of the outputs is never written.")
+        .graded()
         .diagnosed("zeros"),
     linear(
         "accumulator-stale",
@@ -140,22 +145,26 @@ pub(super) const FAULTS: &[Fault] = &[
         "Each row is added to what the accumulator still holds of the row before.",
     ),
     linear("accumulator-f16", accumulator_f16, "Sums are kept in f16."),
-    linear("factor", factor, "The result is off by a factor: 1.001, or 2.").diagnosed("factor"),
-    value("row-of-before", row_of_before, "A row is that of the token before."),
+    linear("factor", factor, "The result is off by a factor: 1.001, or 2.")
+        .graded()
+        .diagnosed("factor"),
+    value("row-of-before", row_of_before, "A row is that of the token before.").graded(),
     value("row-twice", row_twice, "A row is accumulated twice: it is doubled."),
     value(
         "row-race",
         row_race,
         "In one step, some channels of one row are what they were half-way.",
-    ),
+    )
+    .graded(),
     value(
         "sign-flipped",
         sign_flipped,
         "The sign bit is lost: of one channel, or of every fourth.",
-    ),
+    )
+    .graded(),
     value("channel-stuck", channel_stuck, "One channel has the value of its neighbour."),
-    value("nan", nan, "One element is NaN.").diagnosed("not-finite"),
-    value("infinity", infinity, "One element overflows.").diagnosed("not-finite"),
+    value("nan", nan, "One element is NaN.").graded().diagnosed("not-finite"),
+    value("infinity", infinity, "One element overflows.").graded().diagnosed("not-finite"),
     norm("norm-centred", centred, "The mean is subtracted first, as in LayerNorm."),
     norm(
         "norm-of-first-row",
@@ -165,7 +174,7 @@ pub(super) const FAULTS: &[Fault] = &[
     norm("norm-of-sum", of_sum, "The sum of squares is not divided by the width.")
         .diagnosed("factor"),
     norm("norm-skipped", skipped, "The values are scaled by the weight and not normalised."),
-    norm("norm-eps", eps, "Epsilon is another: 1e-5, or 1e-2, added.").diagnosed("eps"),
+    norm("norm-eps", eps, "Epsilon is another: 1e-5, or 1e-2, added.").graded().diagnosed("eps"),
     norm("norm-weight-lost", weight_lost, "The weight is taken for ones.")
         .diagnosed("norm-weight-missing"),
     norm("norm-plus-one", plus_one, "One is added to the weight, as Gemma does.")

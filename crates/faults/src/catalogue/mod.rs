@@ -1,12 +1,26 @@
 //! Every kind of fault, by family.
 
+mod activations;
+mod attention;
+mod capture;
+mod config;
 mod kernel;
+mod weights;
 
 use crate::{Error, Fault, Result};
 
 /// All kinds.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [kernel::FAULTS].into_iter().flatten()
+    [
+        kernel::FAULTS,
+        weights::FAULTS,
+        config::FAULTS,
+        attention::FAULTS,
+        activations::FAULTS,
+        capture::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The kind called `name`.

@@ -40,7 +40,11 @@ pub(super) fn model(
     let tied = architecture == Architecture::Qwen3;
     let high = if format == Format::Q4_K_M { DType::Q6_K } else { dtype(format) };
     let table = if tied { high } else { dtype(format) };
-    push(Role::TokenEmbd, matrix(&mut rng, table, VOCAB, HIDDEN, 1.0, |_| 1.0)?);
+    // A tied table is the head as well, whose logits should not be too sure of themselves.
+    push(
+        Role::TokenEmbd,
+        matrix(&mut rng, table, VOCAB, HIDDEN, if tied { 0.1 } else { 1.0 }, |_| 1.0)?,
+    );
     for layer in 0..LAYERS {
         use LayerRole::*;
         let mut push = |role, stored| push(Role::Layer(layer, role), stored);
@@ -78,7 +82,7 @@ pub(super) fn model(
     }
     push(Role::OutputNorm, norm(&mut rng, true)?);
     if !tied {
-        push(Role::Output, matrix(&mut rng, high, VOCAB, HIDDEN, 0.2, |_| 1.0)?);
+        push(Role::Output, matrix(&mut rng, high, VOCAB, HIDDEN, 0.04, |_| 1.0)?);
     }
     if architecture == Architecture::Llama {
         push(Role::RopeFreqs, f32_tensor(&[HEAD_DIM / 2], &llama3_factors())?);
@@ -153,26 +157,23 @@ fn matrix(
     row_scale: impl Fn(usize) -> f32,
 ) -> Result<Stored> {
     let dims = [rows, cols];
+    let stds = (0..rows).map(|row| std * row_scale(row));
+    if matches!(dtype, DType::F32 | DType::Q8_0) {
+        let values: Vec<f32> = stds
+            .flat_map(|std| (0..cols).map(|_| std * rng.normal()).collect::<Vec<_>>())
+            .collect();
+        return Ok(if dtype == DType::F32 {
+            f32_tensor(&dims, &values)?
+        } else {
+            q8_0(&dims, &values)?
+        });
+    }
+    let block = if dtype == DType::Q4_K { q4_k } else { q6_k };
     let mut bytes = Vec::new();
-    for row in 0..rows {
-        let std = std * row_scale(row);
-        for _ in 0..cols / dtype.block_len() {
-            match dtype {
-                DType::Q4_K => q4_k(rng, std, &mut bytes),
-                DType::Q6_K => q6_k(rng, std, &mut bytes),
-                _ => bytes.extend((std * rng.normal()).to_le_bytes()),
-            }
-        }
-        // Q8_0 blocks are made of the numbers, below.
-        if dtype == DType::Q8_0 {
-            (0..cols).for_each(|_| bytes.extend((std * rng.normal()).to_le_bytes()));
-        }
+    for std in stds {
+        (0..cols / dtype.block_len()).for_each(|_| block(rng, std, &mut bytes));
     }
-    if dtype != DType::Q8_0 {
-        return Ok(Stored::new(dtype, Shape::new(dims), bytes.into())?);
-    }
-    let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
-    Ok(q8_0(&dims, &values)?)
+    Ok(Stored::new(dtype, Shape::new(dims), bytes.into())?)
 }
 
 /// A random valid block of Q4_K whose weights have about this standard deviation, and mean 0.
