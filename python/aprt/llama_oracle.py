@@ -229,7 +229,7 @@ def run(
                     f"{out}: no step computed any of the rows {rows.spec!r}; nothing to capture"
                 )
             plan = Plan(model.dims, _types(model), flash=flash, kv=settings.kv.upper())
-            step_rows = [len(step["token_ids"]) for step in writer.steps]
+            extents = [(len(s["positions"]), s["positions"][-1] + 1) for s in writer.steps]
             writer.finish(
                 {
                     "tool": _tool(),
@@ -238,7 +238,7 @@ def run(
                     "backend": _backend(model, settings),
                     "plan": None
                     if accelerators
-                    else {"fingerprint": None, "ops": plan.ops(shown, step_rows)},
+                    else {"fingerprint": None, "ops": plan.ops(shown, extents)},
                     # Flash attention reads a cache of F32 through F16.
                     "kv": "f16" if flash else settings.kv,
                 }
@@ -247,16 +247,6 @@ def run(
             writer.abandon()
             raise
     return summary(out, prompt, decoded, size)
-
-
-def run_plain(model: Model, ids: Sequence[int], settings: Settings, steps: int = 0) -> np.ndarray:
-    """The logits [row, token] of a prompt and `steps` greedy steps, without a callback."""
-    callback = llama_cpp.ggml_backend_sched_eval_callback()
-    with _context(model, settings, len(ids), steps, callback) as context:
-        logits = [context.decode(ids, 0)]
-        for step in range(steps):
-            logits.append(context.decode([int(logits[-1][-1].argmax())], len(ids) + step))
-    return np.concatenate(logits)
 
 
 class _Context:

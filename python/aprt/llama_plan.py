@@ -23,13 +23,31 @@ _ROUNDED = {
     **dict.fromkeys(("TQ1_0", "TQ2_0"), "Q8_K"),
 }
 
-# From this many rows on, flash attention multiplies tiles, in F32.
-FLASH_TILE_ROWS = 64
+# Flash attention's kernel, the type that it rounds queries to, and the one of its sums.
+_FLASH = {
+    "tiled": ("F32", "f32"),
+    "vector": ("F16", "f16"),
+    "split": ("F16", "f16"),
+}
+_TILE_ROWS = 64
+_SPLIT_KEYS = 512
+_CACHE_PADDING = 256
 
 
 def rounded_to(weight: str) -> str | None:
     """What activations are rounded to before they meet a weight of this type."""
     return _ROUNDED.get(weight)
+
+
+def flash_kernel(rows: int, keys: int) -> str:
+    """Which kernel computes a step of so many rows that sees so many positions.
+
+    `split` is `vector` on as many parts of the cache as there are threads, joined in F32.
+    """
+    padded = -(-keys // _CACHE_PADDING) * _CACHE_PADDING
+    if rows >= _TILE_ROWS:
+        return "tiled"
+    return "split" if rows == 1 and padded >= _SPLIT_KEYS else "vector"
 
 
 class Plan:
@@ -38,26 +56,26 @@ class Plan:
     def __init__(self, dims: Dims, types: Mapping[str, str], *, flash: bool, kv: str):
         self._dims, self._types, self._flash, self._kv = dims, types, flash, kv
 
-    def ops(self, shown: set[str], step_rows: Sequence[int]) -> list[dict]:
-        """The manifest's `plan.ops`, of the stages `shown`; `step_rows` are the rows of each step.
+    def ops(self, shown: set[str], steps: Sequence[tuple[int, int]]) -> list[dict]:
+        """The manifest's `plan.ops`, of the stages `shown`; `steps` are rows and positions seen.
 
-        Flash attention has two kernels: a run that uses both has an op of each, with its `steps`.
+        A run that uses several kernels of flash attention has an op of each, with its `steps`.
         """
         return [
             op | {"sites": sites}
-            for op in self._ops(step_rows)
+            for op in self._ops(steps)
             if (sites := [s for s in op["sites"] if s.rpartition(".")[2] in shown])
         ]
 
-    def _ops(self, step_rows: Sequence[int]) -> Iterator[dict]:
+    def _ops(self, steps: Sequence[tuple[int, int]]) -> Iterator[dict]:
         yield self._op("embedding", ["embedding"], "ggml_get_rows", ["token_embd.weight"])
         for layer in range(self._dims.layers):
-            yield from self._layer(layer, step_rows)
+            yield from self._layer(layer, steps)
         yield self._norm("final_norm", "output_norm")
         tied = "output.weight" not in self._types
         yield self._linear("lm_head", "token_embd" if tied else "output")
 
-    def _layer(self, layer: int, step_rows: Sequence[int]) -> Iterator[dict]:
+    def _layer(self, layer: int, steps: Sequence[tuple[int, int]]) -> Iterator[dict]:
         site, tensor = f"layers.{layer}.{{}}".format, f"blk.{layer}.{{}}".format
         yield self._norm(site("attn_norm"), tensor("attn_norm"))
         qkv = [tensor(f"attn_{part}") for part in "qkv"]
@@ -70,7 +88,7 @@ class Plan:
                 yield self._norm(site(f"{part}_norm"), tensor(f"attn_{part}_norm"))
         for part in "qk":
             yield self._op("rope", [site(f"{part}_post_rope")], "ggml_rope_ext")
-        yield from self._attention(site, step_rows)
+        yield from self._attention(site, steps)
         yield self._linear(site("attn_out"), tensor("attn_output"))
         yield self._op("add", [site("post_attn_residual")], "ggml_add")
         yield self._norm(site("ffn_norm"), tensor("ffn_norm"))
@@ -80,7 +98,7 @@ class Plan:
         yield self._linear(site("ffn_out"), tensor("ffn_down"))
         yield self._op("add", [site("post_ffn_residual")], "ggml_add")
 
-    def _attention(self, site, step_rows: Sequence[int]) -> Iterator[dict]:
+    def _attention(self, site, steps: Sequence[tuple[int, int]]) -> Iterator[dict]:
         if not self._flash:
             # ggml_mul_mat rounds queries and probabilities to the type of the cache.
             kv = self._kv
@@ -88,21 +106,18 @@ class Plan:
             yield self._op("softmax", [site("attn_softmax")], "ggml_soft_max_ext")
             yield self._op("attn_values", [site("attention")], "ggml_mul_mat", activations=kv)
             return
-        tiled = [i for i, rows in enumerate(step_rows) if rows >= FLASH_TILE_ROWS]
-        vector = [i for i, rows in enumerate(step_rows) if rows < FLASH_TILE_ROWS]
-        for kernel, activations, accumulation, steps in (
-            ("ggml_flash_attn_ext/tiled", "F32", "f32", tiled),
-            ("ggml_flash_attn_ext/vector", "F16", "f16", vector),
-        ):
-            if steps:
-                op = self._op(
-                    "flash_attention",
-                    [site("attention")],
-                    kernel,
-                    activations=activations,
-                    accumulation=accumulation,
-                )
-                yield op | ({"steps": steps} if tiled and vector else {})
+        kernels = [flash_kernel(rows, keys) for rows, keys in steps]
+        for kernel in dict.fromkeys(kernels):
+            activations, accumulation = _FLASH[kernel]
+            op = self._op(
+                "flash_attention",
+                [site("attention")],
+                f"ggml_flash_attn_ext/{kernel}",
+                activations=activations,
+                accumulation=accumulation,
+            )
+            own = [i for i, other in enumerate(kernels) if other == kernel]
+            yield op if len(own) == len(kernels) else op | {"steps": own}
 
     def _norm(self, site: str, tensor: str) -> dict:
         return self._op(

@@ -35,7 +35,11 @@ def rotate(x, positions, frequencies):
 
 
 class Recomputation:
-    """Checks the steps of one sequence; `weights` are float64, by parameter name."""
+    """Checks the steps of one sequence; `weights` are float64, by parameter name.
+
+    A stage that the engine fuses away is recomputed with the one that it is fused into. Subclasses
+    round what their engine rounds, in `linear`, `cached` and `operand`.
+    """
 
     def __init__(self, weights, config, rope):
         self.weights, self.config = weights, config
@@ -43,6 +47,25 @@ class Recomputation:
         self.frequencies = rope_frequencies(config["head_dim"], rope)
         self.keys = [[] for _ in range(config["num_hidden_layers"])]
         self.values = [[] for _ in range(config["num_hidden_layers"])]
+
+    def linear(self, x, *names):
+        """The product with the weights of some modules, concatenated."""
+        return np.concatenate([x @ self.weights[f"{name}.weight"].T for name in names], axis=-1)
+
+    def cached(self, x):
+        """Keys or values, as they are in the cache."""
+        return x
+
+    def operand(self, x):
+        """Queries or shares, as they are multiplied with what is in the cache."""
+        return x
+
+    def fused_attention(self, q, keys, values, visible):
+        """softmax(q k) v of each head, [row, head, channel], where only the result is known."""
+        scores = np.einsum("rhc,khc->hrk", self.operand(q), keys) / np.sqrt(q.shape[-1])
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True)) * visible
+        shares /= shares.sum(axis=-1, keepdims=True)
+        return np.einsum("hrk,khc->rhc", shares, values)
 
     def step(self, step):
         """Yields the name and the recomputed value of every tensor of a step."""
@@ -60,60 +83,64 @@ class Recomputation:
                 yield f"layers.{i}.{stage}", value
             residual = layer["post_ffn_residual"]
         yield "final_norm", rms_norm(residual, weights["model.norm.weight"], self.eps)
-        head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
-        yield "lm_head", got["final_norm"] @ head.T
+        head = "lm_head" if "lm_head.weight" in weights else "model.embed_tokens"
+        yield "lm_head", self.linear(got["final_norm"], head)
 
     def _layer(self, i, residual, got, positions):
         c = self.config
         heads, kv_heads, dim = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
         n = len(positions)
 
-        def weight(name):
-            return self.weights[f"model.layers.{i}.{name}"]
+        def module(name):
+            return f"model.layers.{i}.{name}"
 
-        yield "attn_norm", rms_norm(residual, weight("input_layernorm.weight"), self.eps)
-        projections = [weight(f"self_attn.{p}_proj.weight") for p in "qkv"]
-        yield "qkv_matmul", got["attn_norm"] @ np.concatenate(projections).T
+        def norm(x, name):
+            return rms_norm(x, self.weights[module(f"{name}.weight")], self.eps)
+
+        yield "attn_norm", norm(residual, "input_layernorm")
+        projections = [module(f"self_attn.{p}_proj") for p in "qkv"]
+        yield "qkv_matmul", self.linear(got["attn_norm"], *projections)
         qkv = got["qkv_matmul"]
         if c["attention_bias"]:
-            bias = np.concatenate([weight(f"self_attn.{p}_proj.bias") for p in "qkv"])
+            bias = np.concatenate([self.weights[f"{name}.bias"] for name in projections])
             yield "qkv_bias", qkv + bias
             qkv = got["qkv_bias"]
         q, k, v = np.split(qkv, [heads * dim, (heads + kv_heads) * dim], axis=-1)
         q, k = q.reshape(n, heads, dim), k.reshape(n, kv_heads, dim)
         if c["qk_norm"]:
-            yield "q_norm", rms_norm(q, weight("self_attn.q_norm.weight"), self.eps)
-            yield "k_norm", rms_norm(k, weight("self_attn.k_norm.weight"), self.eps)
+            yield "q_norm", norm(q, "self_attn.q_norm")
+            yield "k_norm", norm(k, "self_attn.k_norm")
             q, k = got["q_norm"], got["k_norm"]
         yield "q_post_rope", rotate(q, positions, self.frequencies)
         yield "k_post_rope", rotate(k, positions, self.frequencies)
+        yield from self._attention(i, got, v.reshape(n, kv_heads, dim), positions)
 
-        self.keys[i].append(got["k_post_rope"])
-        self.values[i].append(v.reshape(n, kv_heads, dim))
-        group = heads // kv_heads
+        attn_out = self.linear(got["attention"], module("self_attn.o_proj"))
+        yield "attn_out", attn_out + self.weights.get(module("self_attn.o_proj.bias"), 0.0)
+        yield "post_attn_residual", residual + got["attn_out"]
+        yield "ffn_norm", norm(got["post_attn_residual"], "post_attention_layernorm")
+        yield "ffn_gate", self.linear(got["ffn_norm"], module("mlp.gate_proj"))
+        yield "ffn_up", self.linear(got["ffn_norm"], module("mlp.up_proj"))
+        if "ffn_silu" in got:
+            yield "ffn_silu", silu(got["ffn_gate"])
+        yield "ffn_swigl", got.get("ffn_silu", silu(got["ffn_gate"])) * got["ffn_up"]
+        yield "ffn_out", self.linear(got["ffn_swigl"], module("mlp.down_proj"))
+        yield "post_ffn_residual", got["post_attn_residual"] + got["ffn_out"]
+
+    def _attention(self, i, got, v, positions):
+        q = got["q_post_rope"]
+        self.keys[i].append(self.cached(got["k_post_rope"]))
+        self.values[i].append(self.cached(v))
+        group = q.shape[1] // v.shape[1]
         keys = np.repeat(np.concatenate(self.keys[i]), group, axis=1)
         values = np.repeat(np.concatenate(self.values[i]), group, axis=1)
         visible = np.arange(len(keys))[None, :] <= positions[:, None]
-        scores = np.einsum("rhc,khc->hrk", got["q_post_rope"], keys) / np.sqrt(dim)
-        yield "attn_scores", np.where(visible, scores, 0)
-        shares = np.exp(got["attn_scores"]) * visible
-        yield "attn_softmax", shares / shares.sum(axis=-1, keepdims=True)
-        yield "attention", np.einsum("hrk,khc->rhc", got["attn_softmax"], values).reshape(n, -1)
-        yield "attn_out", got["attention"] @ weight("self_attn.o_proj.weight").T + self._bias(i)
-        yield "post_attn_residual", residual + got["attn_out"]
-
-        yield (
-            "ffn_norm",
-            rms_norm(
-                got["post_attn_residual"], weight("post_attention_layernorm.weight"), self.eps
-            ),
-        )
-        yield "ffn_gate", got["ffn_norm"] @ weight("mlp.gate_proj.weight").T
-        yield "ffn_up", got["ffn_norm"] @ weight("mlp.up_proj.weight").T
-        yield "ffn_silu", silu(got["ffn_gate"])
-        yield "ffn_swigl", got["ffn_silu"] * got["ffn_up"]
-        yield "ffn_out", got["ffn_swigl"] @ weight("mlp.down_proj.weight").T
-        yield "post_ffn_residual", got["post_attn_residual"] + got["ffn_out"]
-
-    def _bias(self, i):
-        return self.weights.get(f"model.layers.{i}.self_attn.o_proj.bias", 0.0)
+        if "attn_scores" in got:
+            scores = np.einsum("rhc,khc->hrk", self.operand(q), keys) / np.sqrt(q.shape[-1])
+            yield "attn_scores", np.where(visible, scores, 0)
+            shares = np.exp(got["attn_scores"]) * visible
+            yield "attn_softmax", shares / shares.sum(axis=-1, keepdims=True)
+            attention = np.einsum("hrk,khc->rhc", self.operand(got["attn_softmax"]), values)
+        else:
+            attention = self.fused_attention(q, keys, values, visible)
+        yield "attention", attention.reshape(len(q), -1)
