@@ -237,7 +237,7 @@ fn a_transposed_weight_in_the_last_layer_is_found_and_called_that() {
     });
     let done = apr(["diff", &transposed, &model]).expect(1);
     says(&done, &["DIFFERS: 1 of 26 tensors, first: blk.1.attn_q.weight, TRANSPOSED"]);
-    says(&done, &["TRANSPOSED: rel L2 0 after transposing"]);
+    says(&done, &["TRANSPOSED (leaves rel L2 0)"]);
     assert_eq!(done.stdout.matches("TRANSPOSED").count(), 2, "{}", done.stdout);
 
     // Statistics of values look healthy; the comparison of values does not.

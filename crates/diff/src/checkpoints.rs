@@ -1,24 +1,33 @@
 //! Comparing two model files: what they declare, and tensor by tensor, whatever their containers.
 //!
 //! Tensors belong together by what they are for, not by how a container calls them. Rows of heads are brought into one
-//! order where the architectures say how they are stored. Values are dequantised a row at a time. Equal tensors under
-//! another config are another model, so the configs are compared first.
+//! order where the architectures say how they are stored. Values are dequantised a row at a time. What differs by no more
+//! than rounding to the stored types does is explained by them; what differs by more is a fault of a file, and has a
+//! name where a simple one turns one tensor into the other. Equal tensors under another config are another model, so
+//! the configs are compared first.
 
 mod config;
+mod damage;
+mod matching;
 mod pairing;
 mod relation;
+mod rows;
+mod score;
+mod steps;
 
 use apr_format::Checkpoint;
 use apr_model::Role;
 use apr_tensor::Stored;
 use serde::Serialize;
 
-use crate::{
-    Error, Metrics, NotCompared, Options, Outcome, Reason, Result, Side, metrics::Accumulator,
-};
+use crate::{Metrics, NotCompared, Options, Outcome, Reason, Result, Side};
 pub use config::{ConfigComparison, ConfigDifference, UnreadableConfig};
+pub use damage::{Damage, Extent};
 use pairing::{Named, Pairing, Side as Model};
+use relation::Case;
 pub use relation::{Relation, RelationKind};
+use score::{Score, score};
+pub use steps::{Peak, Steps};
 
 /// What to compare of two model files, and what counts as equal.
 #[derive(Clone, Debug)]
@@ -63,6 +72,9 @@ pub struct CheckpointComparison {
 pub struct TensorComparison {
     /// What it is for, in GGUF's spelling; the name itself if that says nothing.
     pub name: String,
+    /// What it is for, if its name says it.
+    #[serde(skip)]
+    pub role: Option<Role>,
     /// Its name in the file under test.
     pub name_a: String,
     /// Its name in the reference.
@@ -73,16 +85,23 @@ pub struct TensorComparison {
     pub dtype_b: String,
     /// Its shape in the file under test, `[out, in]` for a matrix.
     pub shape: Vec<usize>,
-    /// Its shape in the reference: another one only where it is transposed.
+    /// Its shape in the reference: another one only where a relation makes them equal.
     pub shape_b: Vec<usize>,
     /// Whether it is within the tolerance, and as it should lie.
     pub within: bool,
+    /// Whether it is within the tolerance or else off by no more than what rounding to the stored types does.
+    pub explained: bool,
     /// Whether the stored bytes are equal.
     pub bitwise: bool,
-    /// What turns one into the other, if they differ and something simple does.
+    /// The difference in units of what the stored types resolve; `None` without finite pairs.
+    pub steps: Option<Steps>,
+    /// What turns one into the other but for rounding, if they differ by more than that and something simple does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relation: Option<Relation>,
-    /// The numbers; where only a transposition makes the shapes equal, they are those after it.
+    /// Where they differ by more than rounding, if nothing simple turns one into the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<Damage>,
+    /// The numbers; where the shapes differ, they are those after applying the relation.
     #[serde(flatten)]
     pub metrics: Metrics<Cell>,
 }
@@ -118,8 +137,8 @@ pub fn compare_checkpoints(
         outcome: Outcome::Unmeasured { because: String::new() },
     };
     for (name, role, tensor_a, tensor_b) in pairs {
-        let pair = TensorPair { role, a: &a, tensor_a, b: &b, tensor_b, options };
-        match pair.compare(&name)? {
+        let pair = TensorPair { name: &name, role, a: &a, tensor_a, b: &b, tensor_b };
+        match pair.compare(options.tolerance)? {
             Ok(tensor) => comparison.tensors.push(tensor),
             Err(reason) => comparison.not_compared.push(NotCompared { name, reason }),
         }
@@ -133,7 +152,7 @@ fn outcome(comparison: &CheckpointComparison) -> Outcome {
     if let Some(different) = config.as_ref().and_then(|config| config.differences.first()) {
         return Outcome::Differs { first: format!("{} of the config", different.key) };
     }
-    if let Some(tensor) = tensors.iter().find(|tensor| !tensor.within) {
+    if let Some(tensor) = tensors.iter().find(|tensor| !tensor.explained) {
         return Outcome::Differs { first: tensor.name.clone() };
     }
     if let Some(config) = config.as_ref().and_then(|config| config.unreadable.first()) {
@@ -147,6 +166,7 @@ fn outcome(comparison: &CheckpointComparison) -> Outcome {
         (Some(first), 0) => format!("{}: {}", first.name, first.reason),
         (Some(first), more) => format!("{}: {} (and {more} more)", first.name, first.reason),
         (None, _) if tensors.is_empty() => "nothing was compared".to_owned(),
+        (None, _) if tensors.iter().any(|tensor| !tensor.within) => return Outcome::Drift,
         (None, _) => {
             return Outcome::Match { bitwise: tensors.iter().all(|tensor| tensor.bitwise) };
         }
@@ -155,17 +175,17 @@ fn outcome(comparison: &CheckpointComparison) -> Outcome {
 }
 
 struct TensorPair<'a> {
+    name: &'a str,
     role: Option<Role>,
     a: &'a Model<'a>,
     tensor_a: Named<'a>,
     b: &'a Model<'a>,
     tensor_b: Named<'a>,
-    options: &'a TensorOptions,
 }
 
 impl TensorPair<'_> {
     /// The comparison, or why there is none.
-    fn compare(&self, name: &str) -> Result<Result<TensorComparison, Reason>> {
+    fn compare(&self, tolerance: f64) -> Result<Result<TensorComparison, Reason>> {
         for (side, tensor) in [(Side::A, &self.tensor_a), (Side::B, &self.tensor_b)] {
             if !tensor.stored.dtype().can_dequantize() {
                 let dtype = tensor.stored.dtype().name().to_owned();
@@ -176,84 +196,52 @@ impl TensorPair<'_> {
             self.a.in_halves(self.role, &self.tensor_a)?,
             self.b.in_halves(self.role, &self.tensor_b)?,
         );
-        let shapes = || {
-            let dims = |stored: &Stored| stored.shape().dims().to_vec();
-            Reason::Shape { a: dims(&a), b: dims(&b) }
-        };
-        let direct = match a.shape() == b.shape() {
-            true => Some(self.rows(&a, &b)?),
-            false => None,
-        };
-        let tolerance = self.options.tolerance;
-        let error = direct.as_ref().and_then(|metrics: &Metrics<Cell>| metrics.relative_l2);
-        let within = direct.as_ref().is_some_and(|metrics| metrics.within(tolerance));
-        let found = match within {
-            true => None,
-            false => relation::find(self, &a, &b, error.unwrap_or(f64::INFINITY))?,
-        };
-        let (relation, transposed) = found.unzip();
-        let metrics = match (direct, transposed) {
-            (Some(direct), _) => direct,
-            (None, Some(transposed)) => transposed,
-            (None, None) => return Ok(Err(shapes())),
+        let dims = |stored: &Stored| stored.shape().dims().to_vec();
+        let direct = (a.shape() == b.shape()).then(|| score(&a, &b));
+        let within = direct.as_ref().is_some_and(|direct| direct.metrics.within(tolerance));
+        let explained = within || direct.as_ref().is_some_and(Score::explained);
+        let (mut relation, mut damage, mut related) = (None, None, None);
+        if !explained {
+            let case = Case {
+                a: &a,
+                b: &b,
+                name: self.name,
+                role: self.role,
+                head_dim: self.a.head_dim().or(self.b.head_dim()),
+                reference: self.b,
+                before: direct.as_ref(),
+            };
+            (relation, related) = relation::find(&case)?.unzip();
+            damage = match (&relation, &direct) {
+                // A tensor of nothing may claim any number of rows.
+                (None, Some(direct)) if direct.metrics.count > 0 => Some(Damage::of(&a, &b)),
+                _ => None,
+            };
+        }
+        let Some(Score { metrics, steps }) = direct.or(related) else {
+            return Ok(Err(Reason::Shape { a: dims(&a), b: dims(&b) }));
         };
         if metrics.finite == 0 && metrics.categories.mismatched == 0 {
             return Ok(Err(Reason::NothingFinite));
         }
         Ok(Ok(TensorComparison {
-            name: name.to_owned(),
+            name: self.name.to_owned(),
+            role: self.role,
             name_a: self.tensor_a.name.to_owned(),
             name_b: self.tensor_b.name.to_owned(),
             dtype_a: a.dtype().name().to_owned(),
             dtype_b: b.dtype().name().to_owned(),
-            shape: a.shape().dims().to_vec(),
-            shape_b: b.shape().dims().to_vec(),
+            shape: dims(&a),
+            shape_b: dims(&b),
             within,
+            explained,
             bitwise: a.dtype() == b.dtype()
                 && a.shape() == b.shape()
                 && a.bytes()[..] == b.bytes()[..],
+            steps,
             relation,
+            damage,
             metrics,
         }))
-    }
-
-    /// Compares two tensors of the same shape, row by row.
-    fn rows(&self, a: &Stored, b: &Stored) -> Result<Metrics<Cell>> {
-        // A tensor of nothing may claim any number of rows, or rows of any length.
-        if a.shape().elements() == 0 {
-            return Ok(Accumulator::default().metrics());
-        }
-        let cols = a.shape().cols();
-        let mut buffer = vec![0.0; cols];
-        let (mut row_a, mut row_b) = (vec![0.0; cols], vec![0.0; cols]);
-        let mut sum = Accumulator::default();
-        for row in 0..a.shape().rows() {
-            for (side, stored, values) in [(Side::A, a, &mut row_a), (Side::B, b, &mut row_b)] {
-                stored.dequantize_row(row, &mut buffer).map_err(|e| self.blame(side, e))?;
-                values.iter_mut().zip(&buffer).for_each(|(to, &from)| *to = from.into());
-            }
-            sum.add(&row_a, &row_b, |col| Cell { row, col });
-        }
-        Ok(sum.metrics())
-    }
-
-    fn blame(&self, side: Side, source: apr_tensor::Error) -> Error {
-        let tensor = match side {
-            Side::A => &self.tensor_a,
-            Side::B => &self.tensor_b,
-        };
-        let (file, name) = (self.model(side).path().to_owned(), tensor.name.to_owned());
-        Error::Tensor { file, name, source }
-    }
-
-    fn blame_model(&self, side: Side, source: apr_model::Error) -> Error {
-        Error::model(self.model(side).path(), source)
-    }
-
-    fn model(&self, side: Side) -> &Model<'_> {
-        match side {
-            Side::A => self.a,
-            Side::B => self.b,
-        }
     }
 }

@@ -306,6 +306,9 @@ pub enum Outcome {
         /// Whether it is equal bit for bit.
         bitwise: bool,
     },
+    /// Everything asked for was compared, and what is beyond the tolerance is what rounding to the stored types does. Only
+    /// tensors have that: what rounding does to a stage, only the model can say.
+    Drift,
     /// Something is beyond the tolerance.
     Differs {
         /// The first such stage, or tensor.
@@ -322,7 +325,7 @@ impl Outcome {
     /// The exit code that stands for it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Match { .. } => 0,
+            Self::Match { .. } | Self::Drift => 0,
             Self::Differs { .. } => 1,
             Self::Unmeasured { .. } => 3,
         }
@@ -334,6 +337,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Match { bitwise: true } => f.write_str("MATCH: equal bit for bit"),
             Self::Match { bitwise: false } => f.write_str("MATCH: all within the tolerance"),
+            Self::Drift => f.write_str("DRIFT: all differences are explained by the stored types"),
             Self::Differs { first } => {
                 write!(f, "DIFFERS: first beyond the tolerance is {first}")
             }

@@ -9,16 +9,6 @@ pub enum Error {
     /// A capture cannot be read.
     #[error(transparent)]
     Capture(#[from] apr_capture::Error),
-    /// A stored tensor cannot be read as numbers.
-    #[error("{}: tensor `{name}`: {source}", file.display())]
-    Tensor {
-        /// The model file.
-        file: PathBuf,
-        /// The tensor.
-        name: String,
-        /// What is wrong with it.
-        source: apr_tensor::Error,
-    },
     /// A model file's tensors cannot be brought into the order of rows that they are compared in.
     #[error("{}: {source}", file.display())]
     Model {

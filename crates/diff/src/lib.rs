@@ -17,8 +17,8 @@ mod stages;
 pub use align::{Alignment, TokenDifference};
 pub use aprt::{AprtComparison, compare_aprt};
 pub use checkpoints::{
-    Cell, CheckpointComparison, ConfigComparison, ConfigDifference, Relation, RelationKind,
-    TensorComparison, TensorOptions, UnreadableConfig, compare_checkpoints,
+    Cell, CheckpointComparison, ConfigComparison, ConfigDifference, Damage, Extent, Peak, Relation,
+    RelationKind, Steps, TensorComparison, TensorOptions, UnreadableConfig, compare_checkpoints,
 };
 pub use comparison::*;
 pub use error::{Error, Result};

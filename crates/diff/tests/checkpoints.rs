@@ -144,7 +144,7 @@ fn a_transposed_weight_is_recognised_square_or_not_and_no_other_is() {
         let related: Vec<_> = found.tensors.iter().filter(|t| t.relation.is_some()).collect();
         assert_eq!((related.len(), related[0].name_a.as_str()), (1, victim));
         let relation = related[0].relation.as_ref().unwrap();
-        assert_eq!((relation.kind, relation.relative_l2), (RelationKind::Transposed, Some(0.0)));
+        assert_eq!((&relation.kind, relation.relative_l2), (&RelationKind::Transposed, Some(0.0)));
         assert_eq!((related[0].within, found.outcome.exit_code()), (false, 1));
         let turned: Vec<_> = related[0].shape_b.iter().rev().copied().collect();
         assert_eq!(related[0].shape, turned, "a's shape is that of b turned");
@@ -193,7 +193,7 @@ fn rows_of_heads_in_the_other_order_are_recognised() {
         assert_eq!(found.outcome, Outcome::Differs { first: "blk.1.attn_k.weight".into() });
         let tensor = found.tensors.iter().find(|tensor| !tensor.within).unwrap();
         let relation = tensor.relation.as_ref().unwrap();
-        assert_eq!((relation.kind, relation.relative_l2), (kind, Some(0.0)));
+        assert_eq!((&relation.kind, relation.relative_l2), (&kind, Some(0.0)));
     }
 }
 

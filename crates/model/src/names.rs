@@ -100,6 +100,11 @@ impl Role {
 }
 
 impl LayerRole {
+    /// The tensor's name in a GGUF file, after that of its layer.
+    pub fn gguf_name(self) -> &'static str {
+        self.row().1
+    }
+
     fn row(self) -> &'static (LayerRole, &'static str, &'static str) {
         &LAYER[self as usize]
     }

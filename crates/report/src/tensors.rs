@@ -1,11 +1,12 @@
 //! Comparisons of two model files as text. Their JSON is the comparison itself.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use apr_diff::{
-    Cell, CheckpointComparison, ConfigComparison, ConfigDifference, Outcome, Relation,
-    RelationKind, TensorComparison, UnreadableConfig,
+    Cell, CheckpointComparison, ConfigComparison, ConfigDifference, Outcome, Steps,
+    TensorComparison, UnreadableConfig,
 };
+use apr_model::Role;
 
 use crate::{
     diff::{
@@ -15,7 +16,7 @@ use crate::{
     table::{lines, magnitude, plural, table},
 };
 
-/// Of more tensors than this, only those that differ are listed.
+/// Of more tensors than this, only those that differ by more than rounding are listed.
 const ALL_SHOWN: usize = 40;
 
 /// A comparison of two model files, tensor by tensor.
@@ -28,7 +29,7 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
         out += &declared(config);
     }
     let all = c.tensors.len() <= ALL_SHOWN;
-    let shown: Vec<_> = c.tensors.iter().filter(|tensor| all || !tensor.within).collect();
+    let shown: Vec<_> = c.tensors.iter().filter(|tensor| all || !tensor.explained).collect();
     if !shown.is_empty() {
         let mut t = table(&[
             "tensor",
@@ -36,6 +37,8 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
             "B",
             "shape",
             "rel L2",
+            "steps",
+            "worst block",
             "max |diff|",
             "at",
             "cosine",
@@ -51,7 +54,16 @@ pub fn checkpoints(c: &CheckpointComparison) -> String {
     }
     if shown.len() < c.tensors.len() {
         let rest = plural(c.tensors.len() - shown.len(), "tensor");
-        let _ = writeln!(out, "({rest} within the tolerance: not listed here, but in the JSON)");
+        let _ = writeln!(out, "({rest} equal or explained: not listed here, but in the JSON)");
+    }
+    out += &explained(c);
+    out += &repeated(c);
+    for (tensor, damage) in c.tensors.iter().filter_map(|t| Some((t, t.damage.as_ref()?))) {
+        let _ = writeln!(
+            out,
+            "{}: no simple relation fits; off by more than rounding: {damage}",
+            tensor.name
+        );
     }
     let first = |tensor: &&TensorComparison| tensor.metrics.categories.first.is_some();
     if let Some(sick) = c.tensors.iter().find(first) {
@@ -75,14 +87,57 @@ fn differs(c: &CheckpointComparison) -> String {
         let keys: Vec<&str> = config.iter().map(|different| different.key).collect();
         parts.push(format!("the config in {}", keys.join(", ")));
     }
-    let tensors: Vec<_> = c.tensors.iter().filter(|tensor| !tensor.within).collect();
+    let tensors: Vec<_> = c.tensors.iter().filter(|tensor| !tensor.explained).collect();
     if let Some(first) = tensors.first() {
-        let relation =
-            first.relation.as_ref().map_or(String::new(), |r| format!(", {}", called(r)));
+        let relation = first.relation.as_ref().map_or(String::new(), |r| format!(", {r}"));
         let all = plural(c.tensors.len(), "tensor");
         parts.push(format!("{} of {all}, first: {}{relation}", tensors.len(), first.name));
     }
     format!("DIFFERS: {}", parts.join("; "))
+}
+
+/// How many tensors differ by what rounding to the stored types does, and by how much at most.
+fn explained(c: &CheckpointComparison) -> String {
+    let rounded: Vec<_> = c.tensors.iter().filter(|t| t.explained && !t.within).collect();
+    let block = |tensor: &&&TensorComparison| tensor.steps.map_or(0.0, |s| s.worst_block.steps);
+    let Some(worst) = rounded.iter().max_by(|x, y| block(x).total_cmp(&block(y))) else {
+        return String::new();
+    };
+    let Some(steps) = worst.steps else { return String::new() };
+    format!(
+        "explained by quantisation: {} of {}; the worst block is {:.2} steps off in the root mean square, in {} at {}\n",
+        rounded.len(),
+        plural(c.tensors.len(), "tensor"),
+        steps.worst_block.steps,
+        worst.name,
+        place(worst, &steps.worst_block.at),
+    )
+}
+
+/// The relations that hold in several layers, each told once.
+fn repeated(c: &CheckpointComparison) -> String {
+    let mut layers: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
+    let mut of_role: BTreeMap<String, usize> = BTreeMap::new();
+    for tensor in &c.tensors {
+        let Some(Role::Layer(layer, role)) = tensor.role else { continue };
+        let role = format!("blk.*.{}", role.gguf_name());
+        *of_role.entry(role.clone()).or_default() += 1;
+        if let Some(relation) = &tensor.relation {
+            // Another tensor is told relative to its layer.
+            let relation = relation.to_string().replace(&format!("blk.{layer}."), "blk.*.");
+            layers.entry((role, relation)).or_default().push(layer);
+        }
+    }
+    let mut out = String::new();
+    for ((role, relation), layers) in layers.iter().filter(|(_, layers)| layers.len() > 1) {
+        let all = of_role[role];
+        let which = match layers.len() == all {
+            true => format!("all {all} layers"),
+            false => format!("{} of {all} layers, the first {}", layers.len(), layers[0]),
+        };
+        let _ = writeln!(out, "{role} in {which}: {relation}");
+    }
+    out
 }
 
 /// What the two configs say differently. Why one cannot be read is among the notes.
@@ -112,9 +167,13 @@ fn row(tensor: &TensorComparison) -> Vec<String> {
     row.extend(match tensor.shape == tensor.shape_b {
         true => {
             let [largest, at, ..] = largest(m, |at| place(tensor, at));
-            [relative_l2(m), largest, at, cosine(m.cosine), ratio(m.norm_ratio), categories(m)]
+            let steps = tensor.steps.filter(|_| !tensor.bitwise);
+            let steps = |of: fn(&Steps) -> f64| steps.map_or("-".to_owned(), |s| count(of(&s)));
+            let (rms, block) = (steps(|s| s.rms), steps(|s| s.worst_block.steps));
+            let (l2, cosine, ratio) = (relative_l2(m), cosine(m.cosine), ratio(m.norm_ratio));
+            [l2, rms, block, largest, at, cosine, ratio, categories(m)]
         }
-        false => ["-"; 6].map(str::to_owned),
+        false => ["-"; 8].map(str::to_owned),
     });
     row.push(judgement(tensor));
     row
@@ -130,34 +189,32 @@ fn place(tensor: &TensorComparison, at: &Cell) -> String {
 
 fn judgement(tensor: &TensorComparison) -> String {
     let m = &tensor.metrics;
-    let Some(relation) = &tensor.relation else {
-        return match (tensor.bitwise, tensor.within) {
-            (true, _) => "same bytes",
-            (false, true) if m.relative_l2 == Some(0.0) => "same values",
-            (false, true) => "within",
-            (false, false) => "DIFFERS",
-        }
-        .to_owned();
-    };
-    let done = match relation.kind {
-        RelationKind::Transposed => "transposing",
-        RelationKind::RowsInterleaved | RelationKind::RowsInHalves => "reordering",
-    };
-    let left = relation.relative_l2.map_or("-".to_owned(), magnitude);
-    format!("{}: rel L2 {left} after {done}", called(relation))
+    if let Some(relation) = &tensor.relation {
+        let left = relation.relative_l2.map_or("-".to_owned(), magnitude);
+        return format!("{relation} (leaves rel L2 {left})");
+    }
+    match (tensor.bitwise, tensor.within, tensor.explained) {
+        (true, ..) => "same bytes",
+        (_, true, _) if m.relative_l2 == Some(0.0) => "same values",
+        (_, true, _) => "within",
+        (_, _, true) => "quantised",
+        _ => "DIFFERS",
+    }
+    .to_owned()
 }
 
-fn called(relation: &Relation) -> &'static str {
-    match relation.kind {
-        RelationKind::Transposed => "TRANSPOSED",
-        RelationKind::RowsInterleaved => "rows of heads INTERLEAVED in A",
-        RelationKind::RowsInHalves => "rows of heads IN HALVES in A",
+/// A number of steps.
+fn count(steps: f64) -> String {
+    match steps {
+        0.0 => "0".to_owned(),
+        _ if (0.005..1e4).contains(&steps) => format!("{steps:.2}"),
+        _ => magnitude(steps),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use apr_diff::{Categories, Metrics, Pair};
+    use apr_diff::{Categories, Metrics, Pair, Relation, RelationKind};
 
     use super::*;
 
@@ -171,9 +228,13 @@ mod tests {
             dtype_b: "BF16".to_owned(),
             shape: shape.to_vec(),
             shape_b: shape_b.to_vec(),
+            role: None,
             within,
+            explained: within,
             bitwise: false,
+            steps: None,
             relation,
+            damage: None,
             metrics: Metrics {
                 count: 6,
                 finite: 6,
@@ -213,15 +274,15 @@ mod tests {
     fn a_transposed_tensor_of_another_shape_shows_no_numbers_that_look_like_a_match() {
         let relation = Relation { kind: RelationKind::Transposed, relative_l2: Some(0.0) };
         let cells = row(&tensor(&[2, 3], &[3, 2], Some(relation)));
-        assert_eq!(cells[4..10], ["-"; 6]);
-        assert_eq!(cells[10], "TRANSPOSED: rel L2 0 after transposing");
+        assert_eq!(cells[4..12], ["-"; 8]);
+        assert_eq!(cells[12], "TRANSPOSED (leaves rel L2 0)");
     }
 
     #[test]
     fn a_vector_has_one_index_and_equal_values_of_other_types_are_called_that() {
         let cells = row(&tensor(&[6], &[6], None));
-        assert_eq!((cells[6].as_str(), cells[10].as_str()), ("[2]", "same values"));
-        assert_eq!(row(&tensor(&[2, 3], &[2, 3], None))[6], "[0, 2]");
+        assert_eq!((cells[8].as_str(), cells[12].as_str()), ("[2]", "same values"));
+        assert_eq!(row(&tensor(&[2, 3], &[2, 3], None))[8], "[0, 2]");
     }
 
     #[test]
@@ -234,7 +295,7 @@ mod tests {
         let outcome = Outcome::Differs { first: "x".to_owned() };
         let text = checkpoints(&comparison(tensors, outcome));
         assert_eq!(text.matches("same values").count(), 0, "{text}");
-        assert!(text.contains("(40 tensors within the tolerance: not listed"), "{text}");
+        assert!(text.contains("(40 tensors equal or explained: not listed"), "{text}");
         assert!(text.contains("DIFFERS: 1 of 41 tensors, first: x, TRANSPOSED\n"), "{text}");
     }
 }

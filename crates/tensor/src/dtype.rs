@@ -146,7 +146,7 @@ impl DType {
 
     /// Whether tensors of this type can be read as numbers.
     pub fn can_dequantize(self) -> bool {
-        self == Self::AprQ8 || block::decoder(self).is_some()
+        self == Self::AprQ8 || block::codec(self).is_some()
     }
 
     /// Whether several elements share a scale.

@@ -68,6 +68,19 @@ impl Stored {
         Ok(())
     }
 
+    /// Writes the [step](block::steps) of each element of row `row` to `out`, which must be as long as a row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row_steps(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        let bytes = self.row_bytes(row);
+        let Some(scale) = self.tensor_scale() else {
+            return block::steps(self.dtype, bytes, out);
+        };
+        out.fill(scale.abs());
+        Ok(())
+    }
+
     /// All numbers of the tensor, row-major. Prefer [`dequantize_row`](Self::dequantize_row) for
     /// large ones.
     pub fn to_f32(&self) -> Result<Vec<f32>> {

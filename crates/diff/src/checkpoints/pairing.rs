@@ -15,6 +15,22 @@ pub(super) enum Key {
     Name(String),
 }
 
+impl Key {
+    fn name(&self) -> String {
+        match self {
+            Self::Role(role) => role.gguf_name(),
+            Self::Name(name) => name.clone(),
+        }
+    }
+
+    fn role(&self) -> Option<Role> {
+        match self {
+            Self::Role(role) => Some(*role),
+            Self::Name(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Named<'c> {
     pub(super) name: &'c str,
@@ -89,6 +105,12 @@ impl<'c> Side<'c> {
         }
     }
 
+    /// All tensors that can be read as numbers: what each is called or for, and the tensor.
+    pub(super) fn readable(&self) -> impl Iterator<Item = (String, Option<Role>, Named<'c>)> {
+        let readable = self.tensors.iter().filter(|(_, t)| t.stored.dtype().can_dequantize());
+        readable.map(|(key, tensor)| (key.name(), key.role(), *tensor))
+    }
+
     /// The tensor of `key`, or the one that stands for it.
     fn get(&self, key: &Key) -> Option<Named<'c>> {
         let tied = || match &self.config {
@@ -126,10 +148,7 @@ pub(super) fn pair<'c>(a: &Side<'c>, b: &Side<'c>, filter: Option<&str>) -> Resu
     let mut matched = false;
     for key in keys {
         let (in_a, in_b) = (a.get(key), b.get(key));
-        let (name, role) = match key {
-            Key::Role(role) => (role.gguf_name(), Some(*role)),
-            Key::Name(name) => (name.clone(), None),
-        };
+        let (name, role) = (key.name(), key.role());
         let names = [Some(name.as_str()), in_a.map(|t| t.name), in_b.map(|t| t.name)];
         if let Some(filter) = filter
             && !names.into_iter().flatten().any(|name| name.contains(filter))

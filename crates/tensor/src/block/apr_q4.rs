@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::{Block, Half};
+use super::{Block, Half, lopsided};
 use crate::DType;
 
 /// A block of 32 weights of an `.apr` file: 4 bits each, one scale.
@@ -27,5 +27,10 @@ impl Block for AprQ4 {
             out[0] = d * (f32::from(q & 0xf) - 8.0);
             out[1] = d * (f32::from(q >> 4) - 8.0);
         }
+    }
+
+    fn steps(&self, out: &mut [f32]) {
+        self.dequantize(out);
+        lopsided(out, 7.0 * self.d.to_f32(), self.d.step(8.0));
     }
 }

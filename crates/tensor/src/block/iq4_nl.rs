@@ -9,6 +9,9 @@ use crate::DType;
 pub const IQ4_VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+/// How far each of [`IQ4_VALUES`] is from its farther neighbour.
+pub(super) const IQ4_GAPS: [i8; 16] = gaps(&IQ4_VALUES);
+
 /// A block of 32 weights: 4 bits each through a table, one scale.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -28,6 +31,12 @@ impl Block for IQ4_NL {
     fn dequantize(&self, out: &mut [f32]) {
         lookup(self.d.to_f32(), &IQ4_VALUES, &self.qs, out);
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        lookup(self.d.to_f32().abs(), &IQ4_GAPS, &self.qs, out);
+        let scale = 127.0 * self.d.ulp();
+        out.iter_mut().for_each(|step| *step += scale);
+    }
 }
 
 /// `scale * values[q]` for 32 nibbles: the low ones of `qs`, then the high ones.
@@ -37,4 +46,19 @@ pub(super) fn lookup(scale: f32, values: &[i8; 16], qs: &[u8], out: &mut [f32]) 
         *low = scale * f32::from(values[usize::from(q & 0xf)]);
         *high = scale * f32::from(values[usize::from(q >> 4)]);
     }
+}
+
+/// How far each of `values`, which ascend, is from its farther neighbour.
+const fn gaps(values: &[i8; 16]) -> [i8; 16] {
+    let mut gaps = [0; 16];
+    let mut i = 0;
+    while i < 15 {
+        let gap = values[i + 1] - values[i];
+        if gap > gaps[i] {
+            gaps[i] = gap;
+        }
+        gaps[i + 1] = gap;
+        i += 1;
+    }
+    gaps
 }

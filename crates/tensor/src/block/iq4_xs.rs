@@ -4,7 +4,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::{
     Block, Half,
-    iq4_nl::{IQ4_VALUES, lookup},
+    iq4_nl::{IQ4_GAPS, IQ4_VALUES, lookup},
 };
 use crate::DType;
 
@@ -43,6 +43,16 @@ impl Block for IQ4_XS {
         let parts = self.qs.chunks_exact(16).zip(out.chunks_exact_mut(32));
         for (i, (qs, out)) in parts.enumerate() {
             lookup(d * f32::from(self.scale(i)), &IQ4_VALUES, qs, out);
+        }
+    }
+
+    fn steps(&self, out: &mut [f32]) {
+        let d = self.d.to_f32().abs();
+        let parts = self.qs.chunks_exact(16).zip(out.chunks_exact_mut(32));
+        for (i, (qs, out)) in parts.enumerate() {
+            lookup(d * f32::from(self.scale(i)).abs(), &IQ4_GAPS, qs, out);
+            let scale = 127.0 * self.d.step(32.0);
+            out.iter_mut().for_each(|step| *step += scale);
         }
     }
 }

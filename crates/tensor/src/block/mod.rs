@@ -59,6 +59,9 @@ pub trait Block: FromBytes + Immutable + KnownLayout + Unaligned + Sized {
     /// Writes the elements of this block to `out`, which must hold [`Self::LEN`] of them.
     fn dequantize(&self, out: &mut [f32]);
 
+    /// Writes the [step](steps) of each element to `out`, which must hold [`Self::LEN`] of them.
+    fn steps(&self, out: &mut [f32]);
+
     /// The blocks in `bytes`, in place, whatever their alignment.
     ///
     /// # Panics
@@ -84,6 +87,30 @@ impl Half {
     pub fn to_f32(self) -> f32 {
         f16::from_le_bytes(self.0).to_f32()
     }
+
+    /// The distance to the next larger number of half precision.
+    fn ulp(self) -> f32 {
+        plain::f16_ulp(self.to_bits())
+    }
+
+    /// The step of codes up to `codes` with this scale: the scale, and what its own rounding moves
+    /// the largest code.
+    fn step(self, codes: f32) -> f32 {
+        self.to_f32().abs() + codes * self.ulp()
+    }
+
+    /// The step of codes up to `codes` whose scale is `scale` times this, an integer up to `most`.
+    /// One unit of that integer counts as well: a sub-block beside a much larger one has only few.
+    fn scaled_step(self, scale: f32, most: f32, codes: f32) -> f32 {
+        let d = self.to_f32().abs();
+        d * (scale.abs() + codes) + codes * most * self.ulp()
+    }
+}
+
+/// Turns the elements of a sub-block into their steps, where codes reach one further down than up: the largest, `top`,
+/// stands for the mirror image of the smallest as well, so its step is twice that of the others.
+fn lopsided(elements: &mut [f32], top: f32, step: f32) {
+    elements.iter_mut().for_each(|x| *x = if *x == top { 2.0 * step } else { step });
 }
 
 /// Turns `bytes`, a whole number of blocks of `dtype`, into the numbers that they stand for.
@@ -102,7 +129,16 @@ impl Half {
 /// # Ok::<(), apr_tensor::Error>(())
 /// ```
 pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
-    let Some(decode) = decoder(dtype) else {
+    apply(dtype, bytes, out, |codec| codec.dequantize)
+}
+
+fn apply(
+    dtype: DType,
+    bytes: &[u8],
+    out: &mut [f32],
+    reader: impl Fn(Codec) -> Reader,
+) -> Result<()> {
+    let Some(codec) = codec(dtype) else {
         return Err(if dtype == DType::AprQ8 { Error::NoScale } else { Error::NotNumeric(dtype) });
     };
     let expected = dtype.row_bytes(out.len());
@@ -110,41 +146,67 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         let (shape, found) = ([out.len()].into(), bytes.len());
         return Err(Error::Length { dtype, shape, expected, found });
     }
-    decode(bytes, out);
+    reader(codec)(bytes, out);
     Ok(())
 }
 
-type Decoder = fn(&[u8], &mut [f32]);
+/// Writes the step of each element of `bytes`, a whole number of blocks of `dtype`: how far apart the
+/// numbers are that the block could hold there.
+///
+/// A float's step is the distance to the next larger one. An element of a block type has that between neighbouring codes,
+/// plus what one unit of each stored scale and minimum moves the largest code, since these are
+/// rounded too. Where codes reach one further down than up, the largest has twice that. So a number that is rounded to nearest, under scales that reach the largest of its block, is
+/// off by at most half a step.
+///
+/// ```
+/// # use apr_tensor::{DType, block};
+/// let mut steps = [0.0; 2];
+/// block::steps(DType::BF16, &[0x80, 0x3f, 0x00, 0x40], &mut steps)?; // 1 and 2
+/// assert_eq!(steps, [1.0 / 128.0, 1.0 / 64.0]);
+/// # Ok::<(), apr_tensor::Error>(())
+/// ```
+pub fn steps(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+    apply(dtype, bytes, out, |codec| codec.steps)
+}
+
+type Reader = fn(&[u8], &mut [f32]);
+
+/// How a type is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Codec {
+    dequantize: Reader,
+    steps: Reader,
+}
 
 /// The one list of types that can be read as numbers, but for `AprQ8`.
-pub(crate) fn decoder(dtype: DType) -> Option<Decoder> {
+pub(crate) fn codec(dtype: DType) -> Option<Codec> {
     Some(match dtype {
-        DType::F64 => plain::f64,
-        DType::F32 => plain::f32,
-        DType::F16 => plain::f16,
-        DType::BF16 => plain::bf16,
-        DType::I64 => plain::i64,
-        DType::I32 => plain::i32,
-        DType::I16 => plain::i16,
-        DType::I8 => plain::i8,
-        DType::U8 => plain::u8,
-        DType::Bool => plain::bool,
-        DType::Q4_0 => blocks::<Q4_0>,
-        DType::Q4_1 => blocks::<Q4_1>,
-        DType::Q5_0 => blocks::<Q5_0>,
-        DType::Q5_1 => blocks::<Q5_1>,
-        DType::Q8_0 => blocks::<Q8_0>,
-        DType::Q2_K => blocks::<Q2_K>,
-        DType::Q3_K => blocks::<Q3_K>,
-        DType::Q4_K => blocks::<Q4_K>,
-        DType::Q5_K => blocks::<Q5_K>,
-        DType::Q6_K => blocks::<Q6_K>,
-        DType::IQ4_NL => blocks::<IQ4_NL>,
-        DType::IQ4_XS => blocks::<IQ4_XS>,
-        DType::TQ1_0 => blocks::<TQ1_0>,
-        DType::TQ2_0 => blocks::<TQ2_0>,
-        DType::MXFP4 => blocks::<MXFP4>,
-        DType::AprQ4 => blocks::<AprQ4>,
+        DType::F64 => plain::F64,
+        DType::F32 => plain::F32,
+        DType::F16 => plain::F16,
+        DType::BF16 => plain::BF16,
+        DType::I64 => plain::I64,
+        DType::I32 => plain::I32,
+        DType::I16 => plain::I16,
+        DType::I8 => plain::I8,
+        DType::U8 => plain::U8,
+        DType::Bool => plain::BOOL,
+        DType::Q4_0 => blocks::<Q4_0>(),
+        DType::Q4_1 => blocks::<Q4_1>(),
+        DType::Q5_0 => blocks::<Q5_0>(),
+        DType::Q5_1 => blocks::<Q5_1>(),
+        DType::Q8_0 => blocks::<Q8_0>(),
+        DType::Q2_K => blocks::<Q2_K>(),
+        DType::Q3_K => blocks::<Q3_K>(),
+        DType::Q4_K => blocks::<Q4_K>(),
+        DType::Q5_K => blocks::<Q5_K>(),
+        DType::Q6_K => blocks::<Q6_K>(),
+        DType::IQ4_NL => blocks::<IQ4_NL>(),
+        DType::IQ4_XS => blocks::<IQ4_XS>(),
+        DType::TQ1_0 => blocks::<TQ1_0>(),
+        DType::TQ2_0 => blocks::<TQ2_0>(),
+        DType::MXFP4 => blocks::<MXFP4>(),
+        DType::AprQ4 => blocks::<AprQ4>(),
         DType::AprQ8
         | DType::Q8_1
         | DType::Q8_K
@@ -158,9 +220,15 @@ pub(crate) fn decoder(dtype: DType) -> Option<Decoder> {
     })
 }
 
-fn blocks<B: Block>(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in B::slice_of(bytes).iter().zip(out.chunks_exact_mut(B::LEN)) {
-        block.dequantize(out);
+fn blocks<B: Block>() -> Codec {
+    fn each<B: Block>(bytes: &[u8], out: &mut [f32], read: impl Fn(&B, &mut [f32])) {
+        for (block, out) in B::slice_of(bytes).iter().zip(out.chunks_exact_mut(B::LEN)) {
+            read(block, out);
+        }
+    }
+    Codec {
+        dequantize: |bytes, out| each(bytes, out, B::dequantize),
+        steps: |bytes, out| each(bytes, out, B::steps),
     }
 }
 
@@ -172,7 +240,7 @@ mod tests {
     fn layouts_agree_with_the_type_table() {
         fn check<B: Block>() {
             assert_eq!((B::LEN, size_of::<B>()), (B::DTYPE.block_len(), B::DTYPE.block_bytes()));
-            assert!(decoder(B::DTYPE).is_some(), "{}", B::DTYPE);
+            assert!(codec(B::DTYPE).is_some(), "{}", B::DTYPE);
         }
         check::<Q4_0>();
         check::<Q4_1>();

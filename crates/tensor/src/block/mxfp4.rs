@@ -8,6 +8,9 @@ use crate::DType;
 /// Twice the E2M1 numbers. Eight is the negative zero, which ggml reads as zero.
 pub const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
+/// How far each of [`MXFP4_VALUES`] is from its farther neighbour.
+const GAPS: [i8; 16] = [1, 1, 1, 1, 2, 2, 4, 4, 1, 1, 1, 1, 2, 2, 4, 4];
+
 /// A block of 32 weights: 4-bit floats that share an exponent.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -37,5 +40,9 @@ impl Block for MXFP4 {
 
     fn dequantize(&self, out: &mut [f32]) {
         lookup(self.half_scale(), &MXFP4_VALUES, &self.qs, out);
+    }
+
+    fn steps(&self, out: &mut [f32]) {
+        lookup(self.half_scale(), &GAPS, &self.qs, out);
     }
 }

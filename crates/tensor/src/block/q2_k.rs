@@ -36,6 +36,13 @@ impl Block for Q2_K {
             }
         }
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        let min = self.dmin.step(15.0);
+        for (out, scale) in out.chunks_exact_mut(16).zip(self.scales) {
+            out.fill(self.d.scaled_step(f32::from(scale & 0xf), 15.0, 3.0) + min);
+        }
+    }
 }
 
 /// Where the two-bit parts of sub-block `i` of 16 weights are: the first byte, and the shift in

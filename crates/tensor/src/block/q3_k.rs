@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::{Block, Half, q2_k::crumbs};
+use super::{Block, Half, lopsided, q2_k::crumbs};
 use crate::DType;
 
 /// A block of 256 weights: 3 bits each; a scale of 6 bits for each 16.
@@ -47,6 +47,14 @@ impl Block for Q3_K {
                 let q = (q >> shift) & 3 | ((high >> (i / 2)) & 1) << 2;
                 *out = dl * (f32::from(q) - 4.0);
             }
+        }
+    }
+
+    fn steps(&self, out: &mut [f32]) {
+        self.dequantize(out);
+        for (i, out) in out.chunks_exact_mut(16).enumerate() {
+            let scale = f32::from(self.scale(i));
+            lopsided(out, 3.0 * (self.d.to_f32() * scale), self.d.scaled_step(scale, 32.0, 4.0));
         }
     }
 }

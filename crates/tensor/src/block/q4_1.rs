@@ -31,4 +31,8 @@ impl Block for Q4_1 {
             *high = d * f32::from(q >> 4) + m;
         }
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        out.fill(self.d.step(15.0) + self.m.ulp());
+    }
 }

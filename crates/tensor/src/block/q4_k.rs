@@ -37,6 +37,14 @@ impl Block for Q4_K {
             }
         }
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        let min = self.dmin.step(63.0);
+        for (i, out) in out.chunks_exact_mut(32).enumerate() {
+            let (scale, _) = scale_min(&self.scales, i);
+            out.fill(self.d.scaled_step(f32::from(scale), 63.0, 15.0) + min);
+        }
+    }
 }
 
 /// The 6-bit scale and minimum of sub-block `i` of a Q4_K or Q5_K block.

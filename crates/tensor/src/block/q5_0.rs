@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::{Block, Half};
+use super::{Block, Half, lopsided};
 use crate::DType;
 
 /// A block of 32 weights: 5 bits each, one scale.
@@ -29,6 +29,11 @@ impl Block for Q5_0 {
         for (out, q) in out.iter_mut().zip(quants(&self.qh, &self.qs)) {
             *out = d * (f32::from(q) - 16.0);
         }
+    }
+
+    fn steps(&self, out: &mut [f32]) {
+        self.dequantize(out);
+        lopsided(out, 15.0 * self.d.to_f32(), self.d.step(16.0));
     }
 }
 

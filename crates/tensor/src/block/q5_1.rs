@@ -32,4 +32,8 @@ impl Block for Q5_1 {
             *out = d * f32::from(q) + m;
         }
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        out.fill(self.d.step(31.0) + self.m.ulp());
+    }
 }

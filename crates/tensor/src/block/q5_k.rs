@@ -39,4 +39,12 @@ impl Block for Q5_K {
             }
         }
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        let min = self.dmin.step(63.0);
+        for (i, out) in out.chunks_exact_mut(32).enumerate() {
+            let (scale, _) = scale_min(&self.scales, i);
+            out.fill(self.d.scaled_step(f32::from(scale), 63.0, 31.0) + min);
+        }
+    }
 }

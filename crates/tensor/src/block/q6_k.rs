@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::{Block, Half};
+use super::{Block, Half, lopsided};
 use crate::DType;
 
 /// A block of 256 weights: 6 bits each; a scale of 8 bits for each 16.
@@ -40,6 +40,14 @@ impl Block for Q6_K {
                 let q = (low >> low_shift) & 0xf | ((high >> high_shift) & 3) << 4;
                 *out = dl * (f32::from(q) - 32.0);
             }
+        }
+    }
+
+    fn steps(&self, out: &mut [f32]) {
+        self.dequantize(out);
+        for (out, scale) in out.chunks_exact_mut(16).zip(self.scales) {
+            let scale = f32::from(scale);
+            lopsided(out, 31.0 * (self.d.to_f32() * scale), self.d.scaled_step(scale, 128.0, 32.0));
         }
     }
 }

@@ -27,4 +27,8 @@ impl Block for Q8_0 {
             *out = d * f32::from(q);
         }
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        out.fill(self.d.step(127.0));
+    }
 }

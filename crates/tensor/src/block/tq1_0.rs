@@ -36,6 +36,10 @@ impl Block for TQ1_0 {
             }
         }
     }
+
+    fn steps(&self, out: &mut [f32]) {
+        out.fill(self.d.step(1.0));
+    }
 }
 
 /// Digit `n` of a byte, the most significant first. A byte is the fraction `byte / 256` in base 3:
