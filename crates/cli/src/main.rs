@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the crate that prints")]
 
 mod args;
+mod audit;
 mod check;
 mod demo;
 mod diff;
@@ -46,6 +47,8 @@ enum Command {
     Diff(diff::Args),
     /// Check what must hold of a model and its backend without any reference.
     Check(check::Args),
+    /// Judge each stage of a capture by itself, with the model file.
+    Audit(audit::Args),
     /// Show what a model file holds.
     Inspect(inspect::Args),
     /// Trace the embedded model and compare it with the Hugging Face capture that ships beside it.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
+        Command::Audit(args) => audit::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => completions(shell),

@@ -2,7 +2,9 @@
 
 use std::{
     fmt::Display,
-    io::{self, Write},
+    fs,
+    io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
     time::Duration,
 };
@@ -54,6 +56,26 @@ pub(crate) fn print(text: &str) -> Result<()> {
 /// Writes pretty JSON and a newline to stdout.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Whether signs on stdout may be coloured. Colour is never the only signal.
+pub(crate) fn coloured() -> bool {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stdout().is_terminal() && !plain
+}
+
+/// Writes a file as a whole: what stands under its name is what was there before, or all of `content`.
+pub(crate) fn write_whole(path: &Path, content: &str) -> Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let cannot_write = || format!("cannot write {}", path.display());
+    let written = fs::write(&partial, content).and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // The error that led here is the one to tell.
+        let _ = fs::remove_file(&partial);
+    }
+    written.with_context(cannot_write)
 }
 
 /// Writes a line to stderr. If nobody reads it there is nobody to tell.
@@ -110,6 +132,13 @@ impl Progress {
     pub(crate) fn advance_by(&self, units: u64) {
         self.advance();
         self.0.inc(units.saturating_sub(1));
+    }
+
+    /// `done` of `total` are done.
+    pub(crate) fn set(&self, done: usize, total: usize) {
+        self.0.set_length(total as u64);
+        self.0.set_position((done as u64).saturating_sub(1));
+        self.advance();
     }
 
     pub(crate) fn finish(&self) {

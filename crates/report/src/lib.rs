@@ -3,6 +3,7 @@
 //! Each module holds one report: plain data that serialises under a schema version, and its text. Whatever stands in
 //! the text stands in the JSON too. Nothing is computed here beyond sums for a footer, and nothing is printed.
 
+pub mod audit;
 pub mod check;
 pub mod diff;
 pub mod inspect;
@@ -10,5 +11,6 @@ mod json;
 mod table;
 pub mod tensors;
 pub mod trace;
+mod words;
 
 pub use table::{bytes, number, plural};

@@ -1,0 +1,564 @@
+//! Audits as text. Their JSON is the [`Audit`] itself.
+//!
+//! The map shows every stage of every layer as one sign, the table the stages that are furthest from what they may be, and
+//! each wrong stage is told at length. The verdict comes last, where a terminal ends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
+
+use apr_audit::{
+    ArithmeticFrom, ArithmeticOrigin, Audit, Finding, Group, NotMeasured, StageAudit, Test, Verdict,
+};
+use apr_capture::Provenance;
+use apr_model::{Site, Stage};
+
+use crate::{
+    table::{lines, magnitude, number, plural, table},
+    words,
+};
+
+/// How an audit is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Stages in the table.
+    pub limit: usize,
+    /// Whether signs and verdicts are coloured, for terminals.
+    pub colour: bool,
+}
+
+/// Wrong stages that are told at length.
+const FAULTS_TOLD: usize = 8;
+/// Sites that are named in a list.
+const SITES_NAMED: usize = 6;
+
+/// The audit of a capture that came from where `provenance` says.
+pub fn text(audit: &Audit, provenance: Option<&Provenance>, options: &Options) -> String {
+    let paint = Paint(options.colour);
+    let mut out = header(audit, provenance);
+    if !audit.stages.is_empty() {
+        out += "\n";
+        out += &paint.signs(&map(audit));
+        out += "\n";
+        out += &paint.signs(&worst_stages(audit, options.limit));
+    }
+    for stage in audit.faults().take(FAULTS_TOLD) {
+        let _ = write!(
+            out,
+            "\n{} {}: {}\n",
+            paint.signs(sign(stage.finding)),
+            stage.site,
+            words::site(stage.site)
+        );
+        for line in fault(audit, stage) {
+            let _ = writeln!(out, "  {line}");
+        }
+    }
+    out += &not_measured(&audit.not_measured);
+    out += "\n";
+    out + &paint.verdict(&verdict(audit)) + "\n"
+}
+
+fn header(audit: &Audit, provenance: Option<&Provenance>) -> String {
+    let mut out = format!("capture     {}", audit.capture);
+    if let Some(by) = provenance.map(made_by) {
+        let _ = write!(out, " (by {by})");
+    }
+    let tokens = match (audit.tokens, audit.steps) {
+        (0, _) => "unknown".to_owned(),
+        (tokens, 1) => format!("{tokens} in 1 step"),
+        (tokens, steps) => format!("{tokens} in {steps} steps"),
+    };
+    let _ = write!(out, "\nmodel       {}\ntokens      {tokens}\n", audit.model);
+    let _ = writeln!(out, "arithmetic  {}", arithmetic(&audit.arithmetic));
+    out
+}
+
+/// The program and the backend that made a capture.
+pub(crate) fn made_by(provenance: &Provenance) -> String {
+    let tool = format!("{} {}", provenance.tool.name, provenance.tool.version);
+    match &provenance.backend {
+        None => tool,
+        Some(backend) => match &backend.isa {
+            Some(isa) => format!("{tool}, {} backend, {isa}", backend.name),
+            None => format!("{tool}, {} backend", backend.name),
+        },
+    }
+}
+
+/// What a capture was held against, and who says so.
+pub(crate) fn arithmetic(origin: &ArithmeticOrigin) -> String {
+    let who = match &origin.from {
+        ArithmeticFrom::Manifest => "the capture declares it".to_owned(),
+        ArithmeticFrom::Given => "as given".to_owned(),
+        ArithmeticFrom::Inferred { candidates } if candidates.is_empty() => {
+            return origin.name.clone();
+        }
+        ArithmeticFrom::Inferred { candidates } => {
+            let score = candidates.iter().map(|(_, score)| *score).fold(f64::INFINITY, f64::min);
+            format!(
+                "nobody declares it: the best of {} by the median stage, which is at {} of its bound; --arithmetic overrides",
+                candidates.len(),
+                number(score)
+            )
+        }
+    };
+    format!("{} [{who}]", origin.name)
+}
+
+/// The sign of a finding. It says by itself what colours only repeat.
+pub(crate) fn sign(finding: Finding) -> &'static str {
+    match finding {
+        Finding::Explained => "✓",
+        Finding::Close => "≈",
+        Finding::Fault => "✗",
+    }
+}
+
+/// The word that goes with it.
+pub(crate) fn word(finding: Finding) -> &'static str {
+    match finding {
+        Finding::Explained => "explained",
+        Finding::Close => "close",
+        Finding::Fault => "FAULT",
+    }
+}
+
+/// What a place of the map of stages holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place<'a> {
+    /// A judged stage.
+    Judged(&'a StageAudit),
+    /// Judged together with a later one only.
+    InSpan,
+    /// Not judged.
+    NotMeasured,
+    /// The model has no such stage, or nobody knows of it.
+    Nothing,
+}
+
+/// The stages of an audit, by what they are and of which layer.
+#[derive(Debug)]
+pub(crate) struct Places<'a> {
+    judged: BTreeMap<Site, &'a StageAudit>,
+    spans: BTreeSet<Site>,
+    missing: BTreeSet<Site>,
+    pub(crate) layers: usize,
+}
+
+impl<'a> Places<'a> {
+    pub(crate) fn of(audit: &'a Audit) -> Self {
+        let judged: BTreeMap<Site, &StageAudit> =
+            audit.stages.iter().map(|s| (s.site, s)).collect();
+        let spans: BTreeSet<Site> =
+            audit.stages.iter().flat_map(|s| s.span.iter().copied()).collect();
+        let missing: BTreeSet<Site> = audit.not_measured.iter().filter_map(|m| m.site).collect();
+        let sites = judged.keys().chain(&spans).chain(&missing);
+        let layers = sites.filter_map(|site| site.layer).max().map_or(0, |last| last as usize + 1);
+        Self { judged, spans, missing, layers }
+    }
+
+    pub(crate) fn at(&self, site: Site) -> Place<'a> {
+        match self.judged.get(&site) {
+            Some(stage) => Place::Judged(stage),
+            None if self.spans.contains(&site) => Place::InSpan,
+            None if self.missing.contains(&site) => Place::NotMeasured,
+            None => Place::Nothing,
+        }
+    }
+
+    /// The places of `stage`, layer by layer; those of the whole model have one.
+    pub(crate) fn row(&self, stage: Stage) -> Vec<(Site, Place<'a>)> {
+        let sites: Vec<Site> = match stage.is_whole_model() {
+            true => vec![Site::whole(stage)],
+            false => (0..self.layers).map(|layer| Site::layer(layer, stage)).collect(),
+        };
+        sites.into_iter().map(|site| (site, self.at(site))).collect()
+    }
+
+    /// The stages that the model has, with their rows.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (Stage, Vec<(Site, Place<'a>)>)> {
+        Stage::all()
+            .map(|stage| (stage, self.row(stage)))
+            .filter(|(_, row)| row.iter().any(|(_, place)| !matches!(place, Place::Nothing)))
+    }
+}
+
+/// Every stage of every layer as one sign.
+fn map(audit: &Audit) -> String {
+    const NAMES: usize = 20;
+    let places = Places::of(audit);
+    let mut ruler = String::new();
+    for layer in (0..places.layers).step_by(10) {
+        let _ = write!(ruler, "{layer:<10}");
+    }
+    let mut out = format!("{:NAMES$}{}\n", "layer", ruler.trim_end());
+    for (stage, row) in places.rows() {
+        let signs: String = row
+            .iter()
+            .map(|(_, place)| match place {
+                Place::Judged(stage) => match stage.finding {
+                    Finding::Explained => "·",
+                    other => sign(other),
+                },
+                Place::InSpan => "-",
+                Place::NotMeasured => "?",
+                Place::Nothing => " ",
+            })
+            .collect();
+        let _ = writeln!(out, "{:NAMES$}{}", stage.name(), signs.trim_end());
+    }
+    let used = |sign: &str| out.lines().skip(1).any(|line| line.contains(sign));
+    let legend: Vec<&str> = [
+        ("·", "· explained by the arithmetic"),
+        ("≈", "≈ close to it"),
+        ("✗", "✗ wrong"),
+        ("-", "- judged only together with a later stage"),
+        ("?", "? not measured"),
+    ]
+    .into_iter()
+    .filter_map(|(sign, meaning)| used(sign).then_some(meaning))
+    .collect();
+    format!("{out}{}\n", legend.join("   "))
+}
+
+/// The stages that are furthest beyond, or nearest to, what they may be.
+fn worst_stages(audit: &Audit, limit: usize) -> String {
+    let stages = worst_first(audit);
+    let mut t =
+        table(&["stage", "finding", "local", "floor", "unexplained", "bound", "excess", "worst"]);
+    for stage in stages.iter().take(limit) {
+        let e = stage.errors;
+        let mut row = vec![
+            stage.site.to_string(),
+            format!("{} {}", sign(stage.finding), word(stage.finding)),
+        ];
+        row.extend([e.local, e.floor, e.unexplained, e.bound].map(magnitude));
+        row.extend([excess(stage.worst.excess), place(audit, stage, &stage.worst)]);
+        t.add_row(row);
+    }
+    let mut out = lines(&t);
+    match stages.len().saturating_sub(limit) {
+        0 => {}
+        more => {
+            let _ = writeln!(
+                out,
+                "and {} nearer to their bound; --all shows them",
+                plural(more, "stage")
+            );
+        }
+    }
+    out + "(local: captured against exact; floor: what the arithmetic must add; unexplained: captured against emulated;\n \
+           bound: what accumulation adds to it; all relative L2. excess: the worst test in units of its limit, 1 is the most)\n"
+}
+
+/// The stages of an audit: the wrong ones, then the rest, each by how far they are beyond.
+pub(crate) fn worst_first(audit: &Audit) -> Vec<&StageAudit> {
+    let mut stages: Vec<&StageAudit> = audit.stages.iter().collect();
+    stages.sort_by(|a, b| {
+        let key = |stage: &StageAudit| (stage.is_fault(), stage.finding == Finding::Close);
+        key(b).cmp(&key(a)).then(b.worst.excess.total_cmp(&a.worst.excess))
+    });
+    stages
+}
+
+pub(crate) fn excess(x: f64) -> String {
+    match x {
+        x if !x.is_finite() => "inf".to_owned(),
+        x if x < 100.0 => format!("{x:.2}"),
+        x => number(x),
+    }
+}
+
+/// Where a test is furthest from what it may be, in words.
+pub(crate) fn place(audit: &Audit, stage: &StageAudit, test: &Test) -> String {
+    let row = |step: usize, position: usize| match audit.steps {
+        0 | 1 => format!("position {position}"),
+        _ => format!("position {position} (step {step})"),
+    };
+    match test.group {
+        Group::Whole => "all of it".to_owned(),
+        Group::Row { step, position } => row(step, position),
+        Group::Head { head } => head_in_words(audit, stage, head),
+        Group::Channel { channel } => channel_in_words(audit, stage, channel),
+        Group::Element { step, position, head, column, .. } => {
+            let row = row(step, position);
+            match head {
+                Some(head) => format!("{row}, head {head}, key {column}"),
+                None => format!("{row}, {}", channel_in_words(audit, stage, column)),
+            }
+        }
+    }
+}
+
+/// `key head 1` where queries, keys and values stand side by side, `head 1` elsewhere.
+pub(crate) fn head_in_words(audit: &Audit, stage: &StageAudit, head: usize) -> String {
+    if !matches!(stage.site.stage, Stage::QkvMatmul | Stage::QkvBias) {
+        return format!("head {head}");
+    }
+    let heads_of =
+        |of: Stage| audit.stages.iter().find(|s| s.site.stage == of).map(|s| s.heads.len());
+    let queries = [Stage::QPostRope, Stage::QNorm, Stage::Attention, Stage::AttnScores];
+    let Some(queries) = queries.into_iter().find_map(heads_of) else {
+        return format!("head {head} of queries, keys and values");
+    };
+    let keys = stage.heads.len().saturating_sub(queries) / 2;
+    match head.checked_sub(queries) {
+        None => format!("query head {head}"),
+        Some(key) if key < keys => format!("key head {key}"),
+        Some(value) => format!("value head {}", value - keys),
+    }
+}
+
+fn channel_in_words(audit: &Audit, stage: &StageAudit, channel: usize) -> String {
+    match stage.heads.len() {
+        0 => format!("channel {channel}"),
+        heads => {
+            let head = channel / (stage.channels_total / heads).max(1);
+            format!("channel {channel} ({})", head_in_words(audit, stage, head))
+        }
+    }
+}
+
+/// All that is known of a wrong stage, in lines.
+pub(crate) fn fault(audit: &Audit, stage: &StageAudit) -> Vec<String> {
+    let e = stage.errors;
+    let mut out = Vec::new();
+    if stage.not_finite > 0 {
+        out.push(format!(
+            "{} captured as NaN or infinite where the replay is not, or the other way round",
+            plural(stage.not_finite as usize, "element")
+        ));
+    }
+    if stage.elements > 0 {
+        out.push(format!(
+            "unexplained {} of its norm, where accumulation leaves {}: {} that",
+            magnitude(e.unexplained),
+            magnitude(e.bound),
+            words::times(e.unexplained / e.bound)
+        ));
+        out.push(format!(
+            "local error {}, floor {}; |captured| / |exact| = {}, cosine {}",
+            magnitude(e.local),
+            magnitude(e.floor),
+            crate::diff::ratio(Some(stage.norm_ratio)),
+            crate::diff::cosine(Some(stage.cosine)),
+        ));
+    }
+    out.extend(affected(audit, stage));
+    out.extend(worst_element(audit, stage));
+    out.extend(span(stage));
+    out
+}
+
+/// Which rows, heads and channels are wrong.
+pub(crate) fn affected(audit: &Audit, stage: &StageAudit) -> Vec<String> {
+    let mut out = Vec::new();
+    let rows: Vec<usize> = stage.rows_beyond().map(|row| row.position).collect();
+    out.push(match rows.len() {
+        0 => format!("no single row is beyond its bound, of {}", stage.rows.len()),
+        n if n == stage.rows.len() => match n {
+            1 => "its only row is wrong".to_owned(),
+            n => format!("all {n} rows are wrong"),
+        },
+        n => format!(
+            "{n} of {} are wrong: {}",
+            plural(stage.rows.len(), "row"),
+            words::counted("position", &rows)
+        ),
+    });
+    if !stage.heads.is_empty() {
+        let heads = &stage.heads_beyond;
+        out.push(match heads.len() {
+            0 => format!("no single head is beyond its bound, of {}", stage.heads.len()),
+            n if n == stage.heads.len() && n > 1 => format!("all {n} heads are wrong"),
+            n => {
+                const NAMED: usize = 8;
+                let mut named: Vec<String> =
+                    heads.iter().take(NAMED).map(|&h| head_in_words(audit, stage, h)).collect();
+                if n > NAMED {
+                    named.push(format!("{} more", n - NAMED));
+                }
+                format!(
+                    "{n} of {} are wrong: {}",
+                    plural(stage.heads.len(), "head"),
+                    words::join(&named)
+                )
+            }
+        });
+    }
+    if stage.channels_total > 0 {
+        let mut listed: Vec<usize> = stage.channels.iter().map(|c| c.channel).collect();
+        listed.sort_unstable();
+        out.push(match stage.channels_beyond {
+            0 => format!("no single channel is beyond its bound, of {}", stage.channels_total),
+            n if n == stage.channels_total => format!("all {n} channels are wrong"),
+            n if n > listed.len() => format!("{n} of {} channels are wrong", stage.channels_total),
+            n => format!(
+                "{n} of {} channels are wrong: {}",
+                stage.channels_total,
+                words::numbers(listed)
+            ),
+        });
+    }
+    out
+}
+
+/// The element that is furthest off, and what it should be.
+fn worst_element(audit: &Audit, stage: &StageAudit) -> Option<String> {
+    let test = stage.worst_element?;
+    let Group::Element { captured, expected, .. } = test.group else { return None };
+    Some(format!(
+        "the worst element, {}: captured {}, expected {}",
+        place(audit, stage, &test),
+        number(captured),
+        number(expected)
+    ))
+}
+
+/// The captured stages around a fault that was not seen at one stage alone.
+pub(crate) fn span(stage: &StageAudit) -> Option<String> {
+    let first = stage.span.first()?;
+    Some(format!(
+        "judged over the span {first}..{}, because {} not captured: the fault is in one of these or in {} itself",
+        stage.site,
+        were(&stage.span),
+        stage.site
+    ))
+}
+
+fn were(sites: &[Site]) -> String {
+    format!("{} {}", named(sites), if sites.len() == 1 { "was" } else { "were" })
+}
+
+fn named(sites: &[Site]) -> String {
+    let mut parts: Vec<String> = sites.iter().take(SITES_NAMED).map(Site::to_string).collect();
+    if sites.len() > SITES_NAMED {
+        parts.push(format!("{} more", sites.len() - SITES_NAMED));
+    }
+    words::join(&parts)
+}
+
+/// What was not measured, by reason.
+fn not_measured(missing: &[NotMeasured]) -> String {
+    let lines = reasons(missing);
+    crate::diff::section("not measured, and not judged", &lines)
+}
+
+pub(crate) fn reasons(missing: &[NotMeasured]) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, Vec<Site>> = BTreeMap::new();
+    for missing in missing {
+        by_reason.entry(&missing.because).or_default().extend(missing.site);
+    }
+    let line = |(because, sites): (&str, Vec<Site>)| match sites.len() {
+        0 => because.to_owned(),
+        1 => format!("{}: {because}", sites[0]),
+        n => format!("{n} stages: {because}: {}", named(&sites)),
+    };
+    by_reason.into_iter().map(line).collect()
+}
+
+/// What follows, in words to act on; the first word is the verdict.
+pub(crate) fn verdict(audit: &Audit) -> String {
+    let judged = plural(audit.stages.len(), "stage");
+    match &audit.verdict {
+        Verdict::Match => {
+            let close = audit.stages.iter().filter(|s| s.finding == Finding::Close).count();
+            let spans = audit.stages.iter().filter(|s| !s.span.is_empty()).count();
+            let mut out = match close {
+                0 => format!("MATCH: all of {judged} do what the arithmetic says"),
+                n => format!(
+                    "MATCH: no fault in {judged}; {n} of them only come close to the arithmetic, so that faults smaller than its \
+                     rounding would go unseen there"
+                ),
+            };
+            if let Some(largest) =
+                audit.stages.iter().max_by(|a, b| a.worst.excess.total_cmp(&b.worst.excess))
+            {
+                let _ = write!(
+                    out,
+                    "\n(the stage nearest to its bound is {}, at {} of it",
+                    largest.site,
+                    excess(largest.worst.excess)
+                );
+                match spans {
+                    0 => out.push(')'),
+                    n => {
+                        let _ = write!(out, "; {} judged over a span)", plural(n, "stage"));
+                    }
+                }
+            }
+            out
+        }
+        Verdict::Diverges { first, all } => {
+            let mut out = format!("DIVERGES at {first}: {} is wrong", words::site(*first));
+            if let Some(stage) = audit.stage(*first) {
+                if stage.elements > 0 {
+                    let _ = write!(
+                        out,
+                        ", by {} of its norm where the arithmetic allows {}",
+                        magnitude(stage.errors.unexplained),
+                        magnitude(stage.errors.bound)
+                    );
+                }
+                let _ = write!(out, "\n({})", affected(audit, stage).join("; "));
+            }
+            if all.len() > 1 {
+                let _ = write!(
+                    out,
+                    "\n{} more by {}: {}",
+                    plural(all.len() - 1, "stage"),
+                    if all.len() == 2 { "itself" } else { "themselves" },
+                    named(&all[1..])
+                );
+            }
+            out + "\nEach stage was recomputed from what the engine itself had: the error arises here and is not passed on from before."
+        }
+        Verdict::Unmeasured { because } => {
+            let clean = match audit.stages.len() {
+                0 => String::new(),
+                _ => format!(
+                    "\n({judged} judged, none of them wrong; --common judges these and does not miss the rest)"
+                ),
+            };
+            format!("UNMEASURED: {because}{clean}")
+        }
+    }
+}
+
+/// Colour on terminals. Signs and words say the same without it.
+#[derive(Clone, Copy, Debug)]
+struct Paint(bool);
+
+const RED: &str = "1;31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+
+impl Paint {
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// `text` with its signs coloured.
+    fn signs(self, text: &str) -> String {
+        let mut out = text.to_owned();
+        for (sign, code) in [("✗", RED), ("≈", YELLOW), ("✓", GREEN), ("·", GREEN), ("FAULT", RED)]
+        {
+            out = out.replace(sign, &self.with(code, sign));
+        }
+        out
+    }
+
+    /// `text` with its first word coloured.
+    fn verdict(self, text: &str) -> String {
+        let end = text.find([' ', ':']).unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        let code = match word {
+            "MATCH" => GREEN,
+            "DIVERGES" => RED,
+            _ => YELLOW,
+        };
+        self.with(code, word) + rest
+    }
+}
