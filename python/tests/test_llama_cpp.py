@@ -44,13 +44,13 @@ def pycoder():
 
 @pytest.fixture
 def capture(tmp_path):
-    """Captures a file, and reads the capture."""
+    """Captures a file with one thread, and reads the capture."""
     counter = iter(range(99))
 
     def run(path, *arguments, tokens=TOKENS):
         out = tmp_path / f"capture-{next(counter)}"
         given = ["--tokens", ",".join(map(str, tokens))] if tokens else []
-        assert llama(path, out, *given, *arguments) == 0
+        assert llama(path, out, "--threads", 1, *given, *arguments) == 0
         return aprt.read(out)
 
     return run
