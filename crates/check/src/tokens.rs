@@ -65,11 +65,7 @@ impl<F: Factory> Session<'_, F> {
         }
         let wrong = |&id: &u32| {
             let text = tokenizer.token_text(id);
-            let what = match tokenizer.encode_fragment(&text, Specials::Parse) {
-                Ok(ids) if ids == [id] => return None,
-                Ok(ids) => format!("{text:?}, which is token {id}, is encoded as {}", listed(&ids)),
-                Err(error) => format!("{text:?}, which is token {id}: {error}"),
-            };
+            let what = not_whole(id, &text, tokenizer.encode_fragment(&text, Specials::Parse))?;
             Some(Break::Other { what })
         };
         let breaks = special.iter().filter_map(wrong).collect();
@@ -142,6 +138,15 @@ fn ids(tokenizer: &Tokenizer) -> impl Iterator<Item = u32> {
     0..tokenizer.vocab_size() as u32
 }
 
+/// How `encoded`, the ids of the text of the special token `id`, are not that token.
+fn not_whole(id: u32, text: &str, encoded: apr_tokenizer::Result<Vec<u32>>) -> Option<String> {
+    match encoded {
+        Ok(ids) if ids == [id] => None,
+        Ok(ids) => Some(format!("{text:?}, which is token {id}, is encoded as {}", listed(&ids))),
+        Err(error) => Some(format!("{text:?}, which is token {id}: {error}")),
+    }
+}
+
 /// The text of a lone token may or may not keep the space that SentencePiece puts before a text.
 fn without_space(text: &str) -> &str {
     text.strip_prefix(' ').unwrap_or(text)
@@ -167,4 +172,26 @@ fn listed(ids: &[u32]) -> String {
     let first: Vec<_> = ids.iter().take(SHOWN).map(u32::to_string).collect();
     let more = if ids.len() > SHOWN { ", ..." } else { "" };
     format!("{}{more}", first.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_special_token_in_pieces_or_under_another_id_is_not_whole() {
+        assert_eq!(not_whole(7, "<|end|>", Ok(vec![7])), None);
+        for ids in [vec![], vec![8], vec![7, 7], (0..20).collect()] {
+            let what = not_whole(7, "<|end|>", Ok(ids)).expect("not that token");
+            assert!(what.contains("\"<|end|>\", which is token 7"), "{what}");
+        }
+    }
+
+    #[test]
+    fn the_first_change_in_a_text_is_shown_beside_what_it_was() {
+        assert_eq!(difference("Ab", "Ab"), None);
+        let what = difference("Grüße aus Köln", "Grüße  aus Köln").expect("a space more");
+        assert!(what.ends_with("\" aus Köln\" instead of \"aus Köln\" at character 6"), "{what}");
+        assert!(difference("ab", "a").is_some(), "what is missing at the end is a change");
+    }
 }

@@ -41,7 +41,7 @@ impl<F: Factory> Session<'_, F> {
     }
 
     pub(crate) fn finite_weights(&self) -> Result<Verdict, Outcome> {
-        self.of_weights(Check::FiniteWeights, |facts, numbers| {
+        self.of_weights(Check::FiniteWeights, any, |facts, numbers| {
             let (row, column, value) = numbers.not_finite.first?;
             let (count, all) = (numbers.not_finite.count, numbers.elements);
             let what = format!(
@@ -52,7 +52,7 @@ impl<F: Factory> Session<'_, F> {
     }
 
     pub(crate) fn dead_weights(&self) -> Result<Verdict, Outcome> {
-        self.of_weights(Check::DeadWeights, |facts, numbers| {
+        self.of_weights(Check::DeadWeights, any, |facts, numbers| {
             if let Some(value) = facts.constant() {
                 let what = format!("all {} numbers are {value}", numbers.elements);
                 // Biases of zero and norms of one are what training begins with.
@@ -101,10 +101,7 @@ impl<F: Factory> Session<'_, F> {
     }
 
     pub(crate) fn norm_scale(&self) -> Result<Verdict, Outcome> {
-        self.of_weights(Check::NormScale, |facts, numbers| {
-            if !is_norm(facts) {
-                return None;
-            }
+        self.of_weights(Check::NormScale, is_norm, |facts, numbers| {
             let (name, mean) = (&facts.name, numbers.mean_abs);
             if !ORDINARY_NORM.contains(&mean) {
                 return Some(Odd::Note(format!("{name}: the mean magnitude is {mean:.3e}")));
@@ -119,8 +116,9 @@ impl<F: Factory> Session<'_, F> {
     }
 
     pub(crate) fn row_scale(&self) -> Result<Verdict, Outcome> {
-        self.of_weights(Check::RowScale, |facts, numbers| {
-            let worst = numbers.odd_rows.first().filter(|_| facts.is_matrix)?;
+        let is_matrix = |facts: &TensorFacts| facts.is_matrix;
+        self.of_weights(Check::RowScale, is_matrix, |facts, numbers| {
+            let worst = numbers.odd_rows.first()?;
             let (count, median) = (numbers.odd_rows.len(), numbers.median_norm);
             Some(Odd::Note(format!(
                 "{}: the norms of {count} rows are far from the others' (farthest: row {} has {:.3e}, the median is {median:.3e})",
@@ -129,45 +127,49 @@ impl<F: Factory> Session<'_, F> {
         })
     }
 
-    /// Judges each tensor that has numbers.
+    /// Judges each tensor that the check is about.
     fn of_weights(
         &self,
         check: Check,
+        about: impl Fn(&TensorFacts) -> bool,
         judge: impl Fn(&TensorFacts, &Numbers) -> Option<Odd>,
     ) -> Result<Verdict, Outcome> {
-        let (mut breaks, mut notes, mut missed) = (Vec::new(), Vec::new(), Vec::new());
-        let mut elements = 0;
-        let all = self.facts(check);
-        for facts in all {
-            match &facts.numbers {
-                Err(why) => missed.push(format!("{}: {why}", facts.name)),
-                Ok(numbers) => {
-                    elements += numbers.elements;
-                    match judge(facts, numbers) {
-                        Some(Odd::Broken(found)) => breaks.push(found),
-                        Some(Odd::Note(note)) => notes.push(note),
-                        None => {}
-                    }
+        let (mut breaks, mut notes) = (Vec::new(), Vec::new());
+        let (mut tensors, mut elements) = (0, 0);
+        let unreadable = self.checkpoint.unreadable().map(|(name, unreadable)| {
+            format!("{name}: {} cannot be read as numbers here", unreadable.dtype)
+        });
+        let mut missed: Vec<String> = unreadable.collect();
+        for facts in self.facts(check).iter().filter(|facts| about(facts)) {
+            let numbers = match &facts.numbers {
+                Ok(numbers) => numbers,
+                Err(why) => {
+                    missed.push(format!("{}: {why}", facts.name));
+                    continue;
                 }
+            };
+            tensors += 1;
+            elements += numbers.elements;
+            match judge(facts, numbers) {
+                Some(Odd::Broken(found)) => breaks.push(found),
+                Some(Odd::Note(note)) => notes.push(note),
+                None => {}
             }
         }
-        missed.extend(self.checkpoint.unreadable().map(|(name, unreadable)| {
-            format!("{name}: {} cannot be read as numbers here", unreadable.dtype)
-        }));
-        let measured = all.len() + self.checkpoint.unreadable().len() - missed.len();
-        let looked_at = format!("{elements} numbers in {measured} tensors");
-        let outcome = match missed.first() {
-            Some(first) if breaks.is_empty() => {
-                let more = match missed.len() {
-                    1 => String::new(),
-                    n => format!(", and {} more tensors", n - 1),
-                };
-                Outcome::not_measured(format!("{first}{more}"))
+        let missed = missed.first().map(|first| match missed.len() {
+            1 => first.clone(),
+            n => format!("{first}, and {} more tensors", n - 1),
+        });
+        let outcome = match missed {
+            Some(why) if breaks.is_empty() => Outcome::not_measured(why),
+            None if tensors == 0 => Outcome::not_applicable("the file has no such tensors"),
+            missed => {
+                notes.extend(missed.map(|why| format!("not measured: {why}")));
+                Outcome::of(breaks)
             }
-            _ if measured == 0 => Outcome::not_measured("the file has no tensors"),
-            _ => Outcome::of(breaks),
         };
-        Ok(Verdict { outcome, looked_at: Some(looked_at), notes })
+        let looked_at = Some(format!("{elements} numbers in {tensors} tensors"));
+        Ok(Verdict { outcome, looked_at, notes })
     }
 
     /// One pass over all tensors, shared by all checks of weights.
@@ -194,6 +196,10 @@ enum Odd {
 
 fn tensor(facts: &TensorFacts, what: String) -> Break {
     Break::Tensor { tensor: facts.name.clone(), what }
+}
+
+fn any(_: &TensorFacts) -> bool {
+    true
 }
 
 fn is_norm(facts: &TensorFacts) -> bool {

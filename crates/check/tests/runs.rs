@@ -39,6 +39,39 @@ fn a_backend_that_keeps_its_promises_passes_every_check() {
     }
 }
 
+/// The reference backend, of which there is one kind.
+struct ReferenceFactory;
+
+impl apr_check::Factory for ReferenceFactory {
+    type Backend = apr_reference::Reference<f64>;
+
+    fn build(&self, _: apr_check::Way) -> Result<Self::Backend, apr_check::FactoryError> {
+        Ok(apr_reference::Reference::new(apr_reference::Arithmetic::EXACT))
+    }
+}
+
+#[test]
+fn what_a_backend_has_no_choice_of_does_not_apply_to_it_unless_asked_for() {
+    let check = |only: Option<Vec<Check>>| {
+        let tokens = apr_testkit::invariants::tokens(9);
+        let options = apr_check::Options { tokens, only, quick: true };
+        let (file, watch) = (open("tiny/llama3-rope"), &apr_check::Unwatched);
+        apr_check::check_model(&file, &ReferenceFactory, &options, watch).unwrap()
+    };
+    let checkup = check(None);
+    for checked in &checkup.checks {
+        let is_choice = matches!(checked.name, Check::Plan | Check::Threads | Check::Isa);
+        match &checked.outcome {
+            Outcome::NotApplicable { .. } => assert!(is_choice, "{}", checked.name),
+            outcome => {
+                assert_eq!((outcome, is_choice), (&Outcome::Held, false), "{}", checked.name)
+            }
+        }
+    }
+    assert_eq!(checkup.exit_code(), 0);
+    assert_eq!(check(Some(vec![Check::Decode, Check::Threads])).exit_code(), 3);
+}
+
 /// The place, the run, and both values, which are neighbours, of a break by one bit.
 #[track_caller]
 fn one_bit(found: &Break) -> (Place, &str) {
