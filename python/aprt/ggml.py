@@ -107,7 +107,8 @@ def values(tensor: Tensor) -> np.ndarray:
     if kind not in _NUMPY:
         raise AprtError(f"{name(tensor)}: computed as {kind}, which is not read")
     buffer = tensor.view_src.contents.buffer if tensor.view_src else tensor.buffer
-    if not tensor.data or not _is_host(buffer):
+    # A tensor without a buffer lies in the memory of its context, as the CPU's do.
+    if not tensor.data or (buffer and not _is_host(buffer)):
         raise AprtError(f"{name(tensor)}: is not in the memory of the CPU")
     shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
     extent = _NUMPY[kind].itemsize + sum(

@@ -20,7 +20,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from . import ggml, gguf_file
+from . import flash_probe, ggml, gguf_file
 from .errors import AprtError
 from .gguf_file import GgufFile
 from .layout import run_bytes, step_layout
@@ -228,7 +228,13 @@ def run(
                 raise AprtError(
                     f"{out}: no step computed any of the rows {rows.spec!r}; nothing to capture"
                 )
-            plan = Plan(model.dims, _types(model), flash=flash, kv=settings.kv.upper())
+            plan = Plan(
+                model.dims,
+                _types(model),
+                flash=flash,
+                kv=settings.kv.upper(),
+                f16_shares=flash and _f16_shares(model.dims),
+            )
             extents = [(len(s["positions"]), s["positions"][-1] + 1) for s in writer.steps]
             writer.finish(
                 {
@@ -373,6 +379,10 @@ def _node_table(model: Model) -> NodeTable:
             f"{model.file.path}: the arithmetic of {', '.join(sorted(unknown))} is not known"
         )
     return NodeTable(_types(model))
+
+
+def _f16_shares(dims: Dims) -> bool:
+    return dims.head_dim >= flash_probe.CHANNELS and flash_probe.rounds_shares() is True
 
 
 def _tool() -> dict:

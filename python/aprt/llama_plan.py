@@ -51,10 +51,16 @@ def flash_kernel(rows: int, keys: int) -> str:
 
 
 class Plan:
-    """The ops of a file's graph. `types` are the stored types of its tensors, `kv` of the cache."""
+    """The ops of a file's graph. `types` are the stored types of its tensors, `kv` of the cache.
 
-    def __init__(self, dims: Dims, types: Mapping[str, str], *, flash: bool, kv: str):
+    `f16_shares`: flash attention rounds its shares to F16 (`flash_probe`).
+    """
+
+    def __init__(
+        self, dims: Dims, types: Mapping[str, str], *, flash: bool, kv: str, f16_shares: bool
+    ):
         self._dims, self._types, self._flash, self._kv = dims, types, flash, kv
+        self._f16_shares = f16_shares
 
     def ops(self, shown: set[str], steps: Sequence[tuple[int, int]]) -> list[dict]:
         """The manifest's `plan.ops`, of the stages `shown`; `steps` are rows and positions seen.
@@ -109,10 +115,11 @@ class Plan:
         kernels = [flash_kernel(rows, keys) for rows, keys in steps]
         for kernel in dict.fromkeys(kernels):
             activations, accumulation = _FLASH[kernel]
+            suffix = "-f16" if self._f16_shares and accumulation == "f16" else ""
             op = self._op(
                 "flash_attention",
                 [site("attention")],
-                f"ggml_flash_attn_ext/{kernel}",
+                f"ggml_flash_attn_ext/{kernel}{suffix}",
                 activations=activations,
                 accumulation=accumulation,
             )

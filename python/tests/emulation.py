@@ -55,14 +55,10 @@ ROUND = {
 
 
 class LlamaCpp(Recomputation):
-    """Recomputes a capture of a GGUF file in the arithmetic that its manifest declares.
+    """Recomputes a capture of a GGUF file in the arithmetic that its manifest declares."""
 
-    `half_shares`: the library was built for a processor with arithmetic in f16 (AVX512-FP16), where
-    flash attention has the shares in f16 too, in every whole 128 channels of a head.
-    """
-
-    def __init__(self, path, manifest, half_shares=False):
-        self.half_shares, self.steps = half_shares, 0
+    def __init__(self, path, manifest):
+        self.steps = 0
         self.threads = manifest["backend"]["threads"]
         file = open_file(path)
         self.types = {hf_name(name): kind for name, kind, _ in file.tensors}
@@ -129,7 +125,7 @@ class LlamaCpp(Recomputation):
         """One head of one row, in as many parts of the (padded) cache as the kernel makes."""
         scores = (keys @ self.operand(q)).astype(np.float32)
         scores *= np.float32(1 / np.sqrt(len(q)))
-        parts = self.threads if self.attention["kernel"].endswith("/split") else 1
+        parts = self.threads if "/split" in self.attention["kernel"] else 1
         length = -(-(-(-len(keys) // 256) * 256) // parts)
         spans = [slice(i, i + length) for i in range(0, len(keys), length)]
         sums = [self._sum(scores[span], values[span]) for span in spans]
@@ -143,7 +139,8 @@ class LlamaCpp(Recomputation):
         The maximum is the one so far: where a larger one comes, the sums shrink.
         """
         channels = values.shape[-1]
-        half = np.arange(channels) < (channels // 128 * 128 if self.half_shares else 0)
+        in_f16 = channels // 128 * 128 if self.attention["kernel"].endswith("-f16") else 0
+        half = np.arange(channels) < in_f16
 
         def factor(share):
             return np.where(half, share.astype(np.float16), share).astype(np.float64)
