@@ -99,7 +99,7 @@ def load(path: Path):
         parameters.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)
         if not handle:
-            raise AprtError(f"{path}: llama.cpp cannot load it: {_last(errors)}")
+            raise AprtError(f"{path}: llama.cpp cannot load it: {_reason(errors)}")
         try:
             yield Model(file, handle, config, dims)
         finally:
@@ -166,8 +166,9 @@ def _errors():
 _SILENT = llama_cpp.llama_log_callback(lambda _level, _text, _user: None)
 
 
-def _last(errors: Sequence[str]) -> str:
-    return errors[-1] if errors else "it says no reason"
+def _reason(errors: Sequence[str]) -> str:
+    """The first error that was logged: the others say that something failed because of it."""
+    return errors[0] if errors else "it says no reason"
 
 
 # Prompts
@@ -295,7 +296,9 @@ def _context(model: Model, settings: Settings, prompt: int, steps: int, callback
     with _errors() as errors, ExitStack() as stack:
         handle = llama_cpp.llama_init_from_model(model.handle, parameters)
         if not handle:
-            raise AprtError(f"{model.file.path}: llama.cpp cannot make a context: {_last(errors)}")
+            raise AprtError(
+                f"{model.file.path}: llama.cpp cannot make a context: {_reason(errors)}"
+            )
         stack.callback(llama_cpp.llama_free, handle)
         yield _Context(handle, model.dims.vocab, model.file.path)
 

@@ -54,17 +54,29 @@ ROUND = {
 }
 
 
+# Bytes of a block, of the types whose blocks have a minimum in f16 after the scale.
+MINIMUM = {"Q4_1": 20, "Q5_1": 24}
+# How many heads the rows of a projection are of.
+ROTATED = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+
+
+def block_minima(tensor):
+    """The minimum of each block, which ggml multiplies with the sum of a block of Q8_1."""
+    blocks = tensor.data.reshape(tensor.data.shape[0], -1, MINIMUM[tensor.tensor_type.name])
+    return np.ascontiguousarray(blocks[..., 2:4]).view(np.float16)[..., 0].astype(np.float64)
+
+
 class LlamaCpp(Recomputation):
     """Recomputes a capture of a GGUF file in the arithmetic that its manifest declares."""
 
     def __init__(self, path, manifest):
         self.steps = 0
         self.threads = manifest["backend"]["threads"]
+        self.kv = manifest["kv"].upper()
+        self.ops = manifest["plan"]["ops"]
         file = open_file(path)
         self.types = {hf_name(name): kind for name, kind, _ in file.tensors}
         self.minima = {}
-        self.kv = manifest["kv"].upper()
-        self.ops = manifest["plan"]["ops"]
         config = manifest["model"]["config"]
         weights, factors = {}, 1.0
         for tensor in file.reader.tensors:
@@ -73,14 +85,12 @@ class LlamaCpp(Recomputation):
                 factors = values
                 continue
             name = hf_name(tensor.name)
-            heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-            permuted = heads.get(name.split(".")[-2]) if file.architecture == "llama" else None
-            if tensor.tensor_type.name in ("Q4_1", "Q5_1"):
-                block = {"Q4_1": 20, "Q5_1": 24}[tensor.tensor_type.name]
-                raw = tensor.data.reshape(values.shape[0], -1, block)[..., 2:4]
-                minima = np.ascontiguousarray(raw).view(np.float16)[..., 0].astype(np.float64)
-                self.minima[name] = unpermute(minima, config[permuted]) if permuted else minima
-            weights[name] = unpermute(values, config[permuted]) if permuted else values
+            heads = config.get(ROTATED.get(name.split(".")[-2]))
+            in_halves = file.architecture != "llama" or heads is None
+            weights[name] = values if in_halves else unpermute(values, heads)
+            if tensor.tensor_type.name in MINIMUM:
+                minima = block_minima(tensor)
+                self.minima[name] = minima if in_halves else unpermute(minima, heads)
         super().__init__(weights, config, settings(file)["rope_parameters"])
         self.frequencies = self.frequencies / factors
 

@@ -115,16 +115,19 @@ class Recomputation:
         yield "k_post_rope", rotate(k, positions, self.frequencies)
         yield from self._attention(i, got, v.reshape(n, kv_heads, dim), positions)
 
-        attn_out = self.linear(got["attention"], module("self_attn.o_proj"))
-        yield "attn_out", attn_out + self.weights.get(module("self_attn.o_proj.bias"), 0.0)
+        def biased(x, name):
+            bias = self.weights.get(module(f"{name}.bias"), 0.0)
+            return self.linear(x, module(name)) + bias
+
+        yield "attn_out", biased(got["attention"], "self_attn.o_proj")
         yield "post_attn_residual", residual + got["attn_out"]
         yield "ffn_norm", norm(got["post_attn_residual"], "post_attention_layernorm")
-        yield "ffn_gate", self.linear(got["ffn_norm"], module("mlp.gate_proj"))
-        yield "ffn_up", self.linear(got["ffn_norm"], module("mlp.up_proj"))
+        yield "ffn_gate", biased(got["ffn_norm"], "mlp.gate_proj")
+        yield "ffn_up", biased(got["ffn_norm"], "mlp.up_proj")
         if "ffn_silu" in got:
             yield "ffn_silu", silu(got["ffn_gate"])
         yield "ffn_swigl", got.get("ffn_silu", silu(got["ffn_gate"])) * got["ffn_up"]
-        yield "ffn_out", self.linear(got["ffn_swigl"], module("mlp.down_proj"))
+        yield "ffn_out", biased(got["ffn_swigl"], "mlp.down_proj")
         yield "post_ffn_residual", got["post_attn_residual"] + got["ffn_out"]
 
     def _attention(self, i, got, v, positions):

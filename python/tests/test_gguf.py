@@ -70,7 +70,8 @@ def write_gguf(path, model, *, metadata=None, tensors=None, drop=(), quantise=No
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}.get(
             type(value), writer.add_string
         )
-        add(key if key.startswith(("general.", "split.")) else f"{architecture}.{key}", value)
+        own = key.startswith(("general.", "split.", "tokenizer."))
+        add(key if own else f"{architecture}.{key}", value)
 
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, parameter in model.named_parameters():

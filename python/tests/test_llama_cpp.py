@@ -103,6 +103,37 @@ def test_every_stage_follows_from_its_inputs_in_the_declared_arithmetic(path, fl
     assert_explained(found)
 
 
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_other_weights_and_long_heads_are_explained_too(kind, tmp_path, capture):
+    path = random_llama(tmp_path, kind, head_dim=128, intermediate_size=64)
+    for flash in ("on", "off"):
+        found = capture(path, "--flash-attention", flash, "--decode", 1)
+        kinds = {weight for op in found.manifest["plan"]["ops"] for weight in op["weights"]}
+        assert kinds == {kind, "F32"}
+        assert_explained(found)
+
+
+def test_a_stage_has_its_bias(tmp_path, capture):
+    path = random_llama(tmp_path, "F32", attention_bias=True, mlp_bias=True)
+    found = capture(path)
+    assert "layers.1.qkv_bias" in found.steps[0]
+    assert_explained(found)
+
+
+def random_llama(directory, kind, **changes):
+    """A file with weights of a type, and without a tokenizer."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import gguf
+    from conftest import make_model
+    from test_gguf import write_gguf
+
+    model = make_model("llama", **changes)
+    metadata = {"tokenizer.ggml.model": "none", "vocab_size": model.config.vocab_size}
+    quantise = None if kind == "F32" else gguf.GGMLQuantizationType[kind]
+    return write_gguf(directory / "m.gguf", model, metadata=metadata, quantise=quantise)
+
+
 @pytest.mark.parametrize("flash", ["on", "off"])
 def test_a_cache_of_f32_is_declared_as_it_is_read(flash, capture):
     found = capture(FIXTURES / FILES["llama-F16"], "--kv", "f32", "--flash-attention", flash)
