@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use apr_check::{Break, Checked, Checkup, Outcome, Place};
+use comfy_table::CellAlignment;
 use serde::Serialize;
 
 use crate::table::{lines, plural, short, table};
@@ -74,11 +75,8 @@ impl CheckReport {
         }
         out += "\n";
         let mut t = table(&["", "check", "looked at", "time"]);
-        if let Some(column) = t.column_mut(1) {
-            column.set_cell_alignment(comfy_table::CellAlignment::Left);
-        }
-        if let Some(column) = t.column_mut(2) {
-            column.set_cell_alignment(comfy_table::CellAlignment::Left);
+        for column in t.column_iter_mut().take(3) {
+            column.set_cell_alignment(CellAlignment::Left);
         }
         for checked in checks {
             let looked_at = checked.looked_at.as_deref().unwrap_or("-");
@@ -86,7 +84,8 @@ impl CheckReport {
             t.add_row([outcome(checked), checked.name.name(), looked_at, &time]);
         }
         out += &lines(&t);
-        checks.iter().for_each(|checked| out += &details(checked));
+        checks.iter().for_each(|checked| out += &broken_or_noted(checked));
+        out += &not_looked_at(checks);
         out + "\n" + &self.summary()
     }
 
@@ -117,22 +116,39 @@ fn outcome(checked: &Checked) -> &'static str {
     }
 }
 
-/// What there is to say about a check beyond its line.
-fn details(checked: &Checked) -> String {
+/// What breaks a check, and what is odd.
+fn broken_or_noted(checked: &Checked) -> String {
     let (name, holds) = (checked.name, checked.holds);
-    let mut out = match &checked.outcome {
-        Outcome::Held => String::new(),
-        Outcome::Broken { breaks } => {
-            let places = breaks.iter().map(broken);
-            format!("\n{name} is BROKEN. What must hold: {holds}\n{}", listed(places))
-        }
-        Outcome::NotMeasured { why } => format!("\n{name} is not measured: {why}\n"),
-        Outcome::NotApplicable { why } => format!("\n{name} does not apply: {why}\n"),
-    };
+    let mut out = String::new();
+    if let Outcome::Broken { breaks } = &checked.outcome {
+        let breaks = listed(breaks.iter().map(broken));
+        let _ = write!(out, "\n{name} is BROKEN. What must hold: {holds}.\n{breaks}");
+    }
     if !checked.notes.is_empty() {
         let _ = write!(out, "\n{name}, notes:\n{}", listed(checked.notes.iter().cloned()));
     }
     out
+}
+
+/// What was not looked at, each reason once.
+fn not_looked_at(checks: &[Checked]) -> String {
+    let mut reasons: Vec<(&str, &str, Vec<&str>)> = Vec::new();
+    for checked in checks {
+        let (how, why) = match &checked.outcome {
+            Outcome::NotMeasured { why } => ("not measured", why),
+            Outcome::NotApplicable { why } => ("not applicable", why),
+            _ => continue,
+        };
+        let name = checked.name.name();
+        match reasons.iter_mut().find(|reason| (reason.0, reason.1) == (how, why)) {
+            Some((.., names)) => names.push(name),
+            None => reasons.push((how, why, vec![name])),
+        }
+    }
+    let line = |(how, why, names): (&str, &str, Vec<&str>)| {
+        format!("\n{how}: {}\n  {why}\n", names.join(", "))
+    };
+    reasons.into_iter().map(line).collect()
 }
 
 /// The first few, indented, and how many more there are.
@@ -192,4 +208,89 @@ fn exact(x: f64) -> String {
 
 fn count(n: u64, what: &str) -> String {
     plural(usize::try_from(n).unwrap_or(usize::MAX), what)
+}
+
+#[cfg(test)]
+mod tests {
+    use apr_check::Check;
+    use apr_model::{BackendInfo, Site, Stage};
+    use apr_tensor::DType;
+
+    use super::*;
+
+    fn report(outcomes: Vec<(Check, Outcome)>) -> CheckReport {
+        let checked = |(name, outcome): (Check, Outcome)| Checked {
+            name,
+            holds: name.holds(),
+            outcome,
+            looked_at: None,
+            notes: Vec::new(),
+            seconds: 0.25,
+            asked_for: false,
+        };
+        let checkup = Checkup {
+            backend: BackendInfo { name: "cpu", isa: "avx2", threads: 2, kv: DType::F16 },
+            plan: Some("0123456789abcdef".to_owned()),
+            checks: outcomes.into_iter().map(checked).collect(),
+        };
+        CheckReport::new("m.gguf".into(), "gguf".into(), "as given".into(), vec![1, 2], checkup)
+    }
+
+    /// A rotated query of layer 3 that is off by the last bit.
+    fn bits(expected: Option<f64>) -> Outcome {
+        let site = Site::layer(3, Stage::QPostRope);
+        let at = Place { site, position: 7, head: Some(1), channel: Some(5), key: None };
+        let found = f64::from(f32::from_bits(0.1f32.to_bits() + 1));
+        let run = "token by token".to_owned();
+        Outcome::Broken {
+            breaks: vec![Break::Bits { run, at, expected, found, elements: 9, rows: 3 }],
+        }
+    }
+
+    #[test]
+    fn a_broken_promise_is_told_with_its_place_and_every_digit_of_both_values() {
+        let text = report(vec![(Check::Decode, bits(Some(0.1f32.into())))]).text();
+        let line = "token by token: first at layers.3.q_post_rope, position 7, head 1, channel 5: \
+                    0.10000001 instead of 0.1 (9 elements of 3 rows differ there)";
+        assert!(text.contains(line), "{text}");
+        assert!(
+            text.contains("✗ BROKEN") && text.ends_with("BROKEN: 1 check: 1 broken\n"),
+            "{text}"
+        );
+        let unsteady = report(vec![(Check::Decode, bits(None))]).text();
+        assert!(unsteady.contains("other bits when repeated") && !unsteady.contains("instead of"));
+    }
+
+    #[test]
+    fn each_reason_for_not_looking_is_given_once_and_never_reads_as_held() {
+        let missed = |why: &str| Outcome::NotMeasured { why: why.to_owned() };
+        let checks = vec![
+            (Check::Config, Outcome::Held),
+            (Check::Chunks, missed("no time")),
+            (Check::Decode, missed("no time")),
+            (Check::Threads, Outcome::NotApplicable { why: "one thread".to_owned() }),
+        ];
+        let text = report(checks).text();
+        assert!(text.contains("not measured: chunks, decode\n  no time\n"), "{text}");
+        assert!(text.contains("not applicable: threads\n  one thread\n"), "{text}");
+        assert_eq!(text.matches("✓ held").count(), 1, "{text}");
+        let summary = "UNMEASURED: 4 checks: 1 held, 2 not measured, 1 not applicable\n";
+        assert!(text.ends_with(summary), "{text}");
+    }
+
+    #[test]
+    fn the_json_has_what_the_text_says() {
+        let json =
+            serde_json::to_value(report(vec![(Check::Decode, bits(Some(f64::NAN)))])).unwrap();
+        assert_eq!((&json["schema"], &json["verdict"]), (&"apr-check/1".into(), &"broken".into()));
+        let decode = &json["checks"][0];
+        assert_eq!((&decode["name"], &decode["outcome"]), (&"decode".into(), &"broken".into()));
+        let found = &decode["breaks"][0];
+        assert_eq!(
+            (&found["kind"], &found["site"]),
+            (&"bits".into(), &"layers.3.q_post_rope".into())
+        );
+        assert_eq!((&found["position"], &found["expected"]), (&7.into(), &"NaN".into()));
+        assert!(found["key"].is_null());
+    }
 }
