@@ -21,8 +21,10 @@ Examples:
   apr diff cap/ ref/ --stages attn_scores,ffn_out --layers 0..4 --tolerance 1e-3
   apr diff cap/layer-0/ffn_out.bin ref/layer-0/ffn_out.bin --values --limit 5
   apr diff converted.gguf original_dir/
+  apr diff model-Q4_K_M.gguf original_dir/   is it only quantisation, or a fault of the file?
 
-Exit codes: 0 match, 1 differs, 2 error, 3 nothing (or not everything) was compared.";
+Exit codes: 0 match (or, of models, drift: quantisation explains it), 1 differs, 2 error, 3 nothing (or not
+everything) was compared.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]

@@ -248,6 +248,26 @@ fn a_transposed_weight_in_the_last_layer_is_found_and_called_that() {
 }
 
 #[test]
+fn a_quantised_model_drifts_from_its_source_and_a_damaged_one_differs() {
+    let (scratch, source) = (Scratch::new(), fixture("pycoder-3m"));
+    let quantised = fixture("pycoder-3m/pycoder-3m-Q8_0.gguf");
+    let done = apr(["diff", &quantised, &source]).expect(0);
+    says(&done, &["explained by quantisation: 29 of 50 tensors; ", "\nDRIFT: ", "compared: 50"]);
+    let json = apr(["diff", &quantised, &source, "--json"]).expect(0).json();
+    assert_eq!(json["outcome"]["verdict"], "drift");
+    assert!(json["tensors"][0]["steps"]["rms"].as_f64().unwrap() < 0.5);
+
+    let mut bytes = fs::read(&quantised).unwrap();
+    // The last matrix lies before the last norm of 256 floats: v of the last layer, eight blocks to a row.
+    let matrix = bytes.len() - 4 * 256 - 128 * 8 * 34;
+    bytes[matrix + 34 * (8 * 5 + 2)..][..34].fill(0);
+    let damaged = scratch.write("damaged.gguf", bytes);
+    let done = apr(["diff", &damaged, &source]).expect(1);
+    says(&done, &["DIFFERS: 1 of 50 tensors, first: blk.3.attn_v.weight"]);
+    says(&done, &["no simple relation fits; off by more than rounding: row 5, columns 64 to 95 (1 of"]);
+}
+
+#[test]
 fn models_of_equal_tensors_and_other_configs_differ_in_the_keys_that_are_named() {
     let (scratch, model) = (Scratch::new(), fixture("tiny/qwen2"));
     let other = scratch.copy(&model, "other");
@@ -256,7 +276,7 @@ fn models_of_equal_tensors_and_other_configs_differ_in_the_keys_that_are_named()
     fs::write(&config, text.replace("\"rope_theta\": 1000000.0", "\"rope_theta\": 10000.0"))
         .unwrap();
     let done = apr(["diff", &other, &model]).expect(1);
-    says(&done, &["config: rope_theta DIFFERS: 10000.0 in A, 1000000.0 in B"]);
+    says(&done, &["config: rope_theta DIFFERS: 10000.0 in A, 1000000.0 in B (on it depends: the rotation"]);
     says(&done, &["DIFFERS: the config in rope_theta\n"]);
     let json = apr(["diff", &other, &model, "--json"]).expect(1).json();
     assert_eq!(json["config"]["differences"][0]["key"], "rope_theta");

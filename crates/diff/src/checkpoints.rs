@@ -18,6 +18,7 @@ mod steps;
 use apr_format::Checkpoint;
 use apr_model::Role;
 use apr_tensor::Stored;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::{Metrics, NotCompared, Options, Outcome, Reason, Result, Side};
@@ -136,9 +137,14 @@ pub fn compare_checkpoints(
             .collect(),
         outcome: Outcome::Unmeasured { because: String::new() },
     };
-    for (name, role, tensor_a, tensor_b) in pairs {
-        let pair = TensorPair { name: &name, role, a: &a, tensor_a, b: &b, tensor_b };
-        match pair.compare(options.tolerance)? {
+    let compared: Vec<_> = pairs
+        .par_iter()
+        .map(|&(ref name, role, tensor_a, tensor_b)| {
+            TensorPair { name, role, a: &a, tensor_a, b: &b, tensor_b }.compare(options.tolerance)
+        })
+        .collect::<Result<_>>()?;
+    for ((name, ..), compared) in pairs.into_iter().zip(compared) {
+        match compared {
             Ok(tensor) => comparison.tensors.push(tensor),
             Err(reason) => comparison.not_compared.push(NotCompared { name, reason }),
         }
@@ -202,6 +208,9 @@ impl TensorPair<'_> {
         let explained = within || direct.as_ref().is_some_and(Score::explained);
         let (mut relation, mut damage, mut related) = (None, None, None);
         if !explained {
+            // A tensor of nothing may claim any number of rows.
+            let whole = direct.as_ref().filter(|direct| direct.metrics.count > 0);
+            let (found, strays) = whole.map(|_| Damage::of(&a, &b)).unzip();
             let case = Case {
                 a: &a,
                 b: &b,
@@ -209,14 +218,11 @@ impl TensorPair<'_> {
                 role: self.role,
                 head_dim: self.a.head_dim().or(self.b.head_dim()),
                 reference: self.b,
-                before: direct.as_ref(),
+                before: whole,
+                strays: &strays.unwrap_or_default(),
             };
             (relation, related) = relation::find(&case)?.unzip();
-            damage = match (&relation, &direct) {
-                // A tensor of nothing may claim any number of rows.
-                (None, Some(direct)) if direct.metrics.count > 0 => Some(Damage::of(&a, &b)),
-                _ => None,
-            };
+            damage = found.filter(|_| relation.is_none());
         }
         let Some(Score { metrics, steps }) = direct.or(related) else {
             return Ok(Err(Reason::Shape { a: dims(&a), b: dims(&b) }));

@@ -96,8 +96,12 @@ fn equal_tensors_under_another_config_are_another_model() {
     };
     let found = edit("\"rope_theta\": 1000000.0", "\"rope_theta\": 10000.0");
     assert_eq!(found.outcome, Outcome::Differs { first: "rope_theta of the config".into() });
-    let expected =
-        ConfigDifference { key: "rope_theta", a: "10000.0".to_owned(), b: "1000000.0".to_owned() };
+    let expected = ConfigDifference {
+        key: "rope_theta",
+        a: "10000.0".to_owned(),
+        b: "1000000.0".to_owned(),
+        effect: "the rotation of q and k, the more the later the token",
+    };
     assert_eq!(found.config.unwrap().differences, [expected]);
     assert!(found.tensors.iter().all(|tensor| tensor.within));
 

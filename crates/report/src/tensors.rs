@@ -149,8 +149,9 @@ fn declared(config: &ConfigComparison) -> String {
     for UnreadableConfig { side, .. } in &config.unreadable {
         let _ = writeln!(out, "config: not compared, since that of {side} cannot be read");
     }
-    for ConfigDifference { key, a, b } in &config.differences {
-        let _ = writeln!(out, "config: {key} DIFFERS: {a} in A, {b} in B");
+    for ConfigDifference { key, a, b, effect } in &config.differences {
+        let _ =
+            writeln!(out, "config: {key} DIFFERS: {a} in A, {b} in B (on it depends: {effect})");
     }
     out
 }

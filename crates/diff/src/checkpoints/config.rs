@@ -34,6 +34,8 @@ pub struct ConfigDifference {
     pub a: String,
     /// What the reference says.
     pub b: String,
+    /// What depends on it.
+    pub effect: &'static str,
 }
 
 /// A config that cannot be read.
@@ -70,10 +72,30 @@ type Declared<'a> = (&'a Config, Option<&'a [f32]>);
 
 fn differences(a: Declared<'_>, b: Declared<'_>) -> Vec<ConfigDifference> {
     let ((config_a, _), (config_b, _)) = (a, b);
+    // A new key of the config is compared below, or named here as the one that is left to the tensors.
+    let Config {
+        architecture: _,
+        num_hidden_layers: _,
+        hidden_size: _,
+        num_attention_heads: _,
+        num_key_value_heads: _,
+        head_dim: _,
+        intermediate_size: _,
+        vocab_size: _,
+        max_position_embeddings: _,
+        rms_norm_eps: _,
+        rope_theta: _,
+        rope_scaling: _,
+        rotary_dim: _,
+        attention_bias: _,
+        qk_norm: _,
+        tie_word_embeddings: _,
+    } = config_a;
     let mut found = Vec::new();
     let mut note = |key, same: bool, a: &dyn Display, b: &dyn Display| {
         if !same {
-            found.push(ConfigDifference { key, a: a.to_string(), b: b.to_string() });
+            let (a, b, effect) = (a.to_string(), b.to_string(), effect(key));
+            found.push(ConfigDifference { key, a, b, effect });
         }
     };
     macro_rules! compare {
@@ -100,6 +122,24 @@ fn differences(a: Declared<'_>, b: Declared<'_>) -> Vec<ConfigDifference> {
     compare!(|a: &usize, b: &usize| a == b; rotary_dim);
     compare!(|a: &bool, b: &bool| a == b; attention_bias qk_norm);
     found
+}
+
+/// What depends on a key. A dimension changes the shapes of tensors, which are compared by themselves.
+fn effect(key: &str) -> &'static str {
+    match key {
+        "rms_norm_eps" => "every norm",
+        "rope_theta" | "rope_scaling" | "rotary_dim" => {
+            "the rotation of q and k, the more the later the token"
+        }
+        "max_position_embeddings" => "how long a context may be, and no number",
+        "attention_bias" => "qkv_bias of every layer",
+        "qk_norm" => "q_norm and k_norm of every layer",
+        "num_attention_heads" | "num_key_value_heads" | "head_dim" => {
+            "which channels make a head, and the scale of scores"
+        }
+        "model_type" => "the order of operations",
+        _ => "the shapes of tensors",
+    }
 }
 
 /// Whether both stretch every pair of channels alike, by whatever rule.

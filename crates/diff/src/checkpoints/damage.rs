@@ -61,7 +61,8 @@ impl Extent {
 }
 
 impl Damage {
-    pub(super) fn of(a: &dyn Rows, b: &dyn Rows) -> Self {
+    /// The damage, and the rows that have some.
+    pub(super) fn of(a: &dyn Rows, b: &dyn Rows) -> (Self, Vec<usize>) {
         let [rows, cols] = a.dims();
         let mut found = Self::default();
         let (mut bad_rows, mut bad_columns) = (BTreeSet::new(), BTreeSet::new());
@@ -81,7 +82,7 @@ impl Damage {
         found.rows = Extent::of(&bad_rows, rows);
         found.columns = Extent::of(&bad_columns, cols);
         found.share = if total > 0.0 { inside / total } else { 0.0 };
-        found
+        (found, bad_rows.into_iter().collect())
     }
 }
 

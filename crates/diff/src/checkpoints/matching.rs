@@ -26,13 +26,17 @@ pub(super) fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |i| i * len / count + len / count / 2)
 }
 
-/// Looks for the rows of `a` that differ from those of `b` among all rows of `b`.
-pub(super) fn moved(a: &dyn Rows, b: &dyn Rows) -> Option<Moved> {
+/// The rows of `a` that differ from those of `b` by more than rounding.
+pub(super) fn strays(a: &dyn Rows, b: &dyn Rows) -> Vec<usize> {
+    (0..a.dims()[0]).filter(|&row| !row_explained(a, b, [row; 2])).collect()
+}
+
+/// Looks for the [`strays`] of `a` among all rows of `b`.
+pub(super) fn moved(a: &dyn Rows, b: &dyn Rows, strays: &[usize]) -> Option<Moved> {
     let [rows, cols] = a.dims();
     if rows < 2 || cols < 2 {
         return None;
     }
-    let strays: Vec<usize> = (0..rows).filter(|&row| !row_explained(a, b, [row; 2])).collect();
     let (of_a, of_b) = (signatures(a), signatures(b));
     let found: Vec<(usize, usize)> = spread(strays.len(), SAMPLE)
         .map(|i| (strays[i], of_b.nearest(of_a.of(strays[i]), strays[i])))
@@ -52,7 +56,7 @@ pub(super) fn moved(a: &dyn Rows, b: &dyn Rows) -> Option<Moved> {
         return None;
     }
     let mut sources: Vec<usize> = (0..rows).collect();
-    for &row in &strays {
+    for &row in strays {
         sources[row] = of_b.nearest(of_a.of(row), row);
     }
     Some(Moved::Rows(sources))

@@ -157,6 +157,8 @@ pub(super) struct Case<'a> {
     pub(super) reference: &'a Model<'a>,
     /// The difference as it is, if the shapes allow to say.
     pub(super) before: Option<&'a Score>,
+    /// The rows that differ by more than rounding.
+    pub(super) strays: &'a [usize],
 }
 
 type Found = Option<(RelationKind, Score)>;
@@ -371,7 +373,7 @@ fn heads_moved(case: &Case<'_>) -> Result<Found> {
         return Ok(None);
     }
     let (Some(a), Some(b)) = (of_heads(case.a), of_heads(case.b)) else { return Ok(None) };
-    Ok(match matching::moved(&a, &b) {
+    Ok(match matching::moved(&a, &b, &matching::strays(&a, &b)) {
         Some(Moved::Rows(sources)) => {
             let score = explains(&a, &Gather { of: &b, sources: sources.clone() });
             score.map(|score| (RelationKind::HeadsMoved { sources }, score))
@@ -386,7 +388,7 @@ fn rows_moved(case: &Case<'_>) -> Result<Found> {
     if a.shape() != b.shape() || a.shape().dims().len() < 2 {
         return Ok(None);
     }
-    Ok(match matching::moved(a, b) {
+    Ok(match matching::moved(a, b, case.strays) {
         None => None,
         Some(Moved::Shifted(by)) => {
             let rows = 0..a.dims()[0];
