@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     Effect, Error, Expectation, Fault, Faulty, ModelSpec, Result, Severity, Subject, Target,
-    fault::{CapturePlace, FilePlace, OpFault, Plant, roles},
+    fault::{CapturePlace, FilePlace, OpFault, Plant},
     op::Place,
     recording::Recording,
     rng::seed_of,
@@ -104,8 +104,10 @@ pub struct Rig {
 pub struct Planted {
     /// What a judge ought to say.
     pub expectation: Expectation,
-    /// What the fault does; `None` for a control.
-    pub effect: Option<Effect>,
+    /// What the fault does.
+    pub effect: Effect,
+    /// The capture, where it can still be read.
+    pub(crate) recording: Option<Recording>,
 }
 
 impl Rig {
@@ -138,10 +140,12 @@ impl Rig {
 
     /// A place in this run, to ask whether a fault fits there.
     pub fn target(&self, site: Site) -> Target<'_> {
-        let config = &self.config;
-        let stored = |role: &apr_model::Role| self.subject.model.tensor(&role.gguf_name());
-        let weights = roles(site, config).iter().filter_map(stored).map(|s| s.dtype()).collect();
-        Target { model: self.model, config, engine: self.engine, site, weights }
+        Target::new(self.model, &self.subject.model, &self.config, self.engine, site)
+    }
+
+    /// Runs the model without a fault, and leaves the capture at `directory`.
+    pub fn run(&self, directory: &Path) -> Result<()> {
+        run(self.engine, &self.subject.model, &self.subject.prompt, None, directory)
     }
 
     /// Runs the model with `planting`, and leaves the capture at `directory`.
@@ -181,11 +185,13 @@ impl Rig {
             }
         }
         let expectation = fault.expectation(site, config);
-        let effect = match fault.plant {
-            Plant::Disk(_) => Effect::default(),
-            _ => Effect::between(&Recording::read(directory)?, &self.clean, site),
+        let recording = match fault.plant {
+            Plant::Disk(_) => None,
+            _ => Some(Recording::read(directory)?),
         };
-        Ok(Planted { expectation, effect: Some(effect) })
+        let between = |wrong| Effect::between(wrong, &self.clean, site);
+        let effect = recording.as_ref().map(between).unwrap_or_default();
+        Ok(Planted { expectation, effect, recording })
     }
 
     /// The parts of the site's matrix that the fault can be in, by their stored types.
@@ -238,6 +244,8 @@ fn run_on<B: Backend>(
         return record(&Model::load(backend, checkpoint)?, checkpoint, prompt, directory);
     };
     let model = Model::load(Faulty::new(backend), checkpoint)?;
+    // Binding knows more than the metadata: rope factors are a tensor.
+    let place = Place { config: model.config().clone(), ..place };
     model.backend().arm(model.plan(), fault, place, part);
     record(&model, checkpoint, prompt, directory)
 }

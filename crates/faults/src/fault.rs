@@ -25,8 +25,8 @@ pub struct Fault {
     pub about: &'static str,
     /// Where it can be planted: the first stage that it makes wrong.
     pub stages: &'static [Stage],
-    /// What a judge with a list of hypotheses ought to call it; `None` if no closed form is expected of one.
-    pub diagnosis: Option<&'static str>,
+    /// What a judge with a list of hypotheses may call it; empty if no closed form is expected of one.
+    pub diagnoses: &'static [&'static str],
     pub(crate) plant: Plant,
     /// Stages beside that one which it makes wrong by itself, not by what they are given.
     pub(crate) also: &'static [Stage],
@@ -277,7 +277,7 @@ impl Fault {
             family,
             about,
             stages,
-            diagnosis: None,
+            diagnoses: &[],
             plant,
             also: &[],
             reach: Reach::Layer,
@@ -287,9 +287,9 @@ impl Fault {
         }
     }
 
-    /// With a diagnosis that can be expected.
-    pub(crate) const fn diagnosed(mut self, diagnosis: &'static str) -> Self {
-        self.diagnosis = Some(diagnosis);
+    /// With diagnoses of which one can be expected.
+    pub(crate) const fn diagnosed(mut self, diagnoses: &'static [&'static str]) -> Self {
+        self.diagnoses = diagnoses;
         self
     }
 

@@ -65,7 +65,7 @@ impl Recording {
     /// Where step `step` keeps `site`.
     pub(crate) fn index(&self, step: usize, site: Site) -> Option<usize> {
         let name = site.to_string();
-        self.manifest.steps[step].tensors.iter().position(|tensor| tensor.name == name)
+        self.manifest.steps.get(step)?.tensors.iter().position(|tensor| tensor.name == name)
     }
 
     /// What the manifest says of `site`, and its values.
@@ -84,10 +84,11 @@ impl Recording {
         Some((&mut self.manifest.steps[step].tensors[index], &mut self.steps[step][index]))
     }
 
-    /// The sites of the first step, in the order of computation.
-    pub(crate) fn sites(&self) -> impl Iterator<Item = Site> {
+    /// The sites that are in the first step and in that of `other`, in the order of computation.
+    pub(crate) fn common_sites(&self, other: &Self) -> Vec<Site> {
         let tensors = self.manifest.steps.first().map(|step| &step.tensors[..]).unwrap_or_default();
-        tensors.iter().filter_map(|tensor| tensor.name.parse().ok())
+        let sites = tensors.iter().filter_map(|tensor| tensor.name.parse().ok());
+        sites.filter(|&site| other.index(0, site).is_some()).collect()
     }
 
     /// All values of `site`, step after step.

@@ -41,20 +41,22 @@ pub(super) const FAULTS: &[Fault] = &[
         gelu_tanh,
         "The gate goes through GELU's tanh approximation instead of SiLU.",
     )
-    .diagnosed("gelu-tanh"),
-    silu("gelu-erf", gelu_erf, "The gate goes through GELU instead of SiLU.").diagnosed("gelu-erf"),
+    .diagnosed(&["gelu-tanh"]),
+    silu("gelu-erf", gelu_erf, "The gate goes through GELU instead of SiLU.")
+        .diagnosed(&["gelu-erf"]),
     silu("gelu-quick", gelu_quick, "The gate goes through x * sigmoid(1.702 x).")
-        .diagnosed("gelu-quick"),
-    silu("relu", relu, "The gate goes through ReLU.").diagnosed("relu"),
-    silu("sigmoid", sigmoid, "The sigmoid is not multiplied with the gate.").diagnosed("sigmoid"),
+        .diagnosed(&["gelu-quick"]),
+    silu("relu", relu, "The gate goes through ReLU.").diagnosed(&["relu"]),
+    silu("sigmoid", sigmoid, "The sigmoid is not multiplied with the gate.")
+        .diagnosed(&["sigmoid"]),
     silu("silu-of-up", of_up, "SiLU is applied to up instead of gate.")
         .also(&[Stage::FfnSwigl])
-        .diagnosed("silu-of-up"),
-    silu("silu-missing", identity, "There is no activation function.").diagnosed("silu-missing"),
+        .diagnosed(&["silu-of-up"]),
+    silu("silu-missing", identity, "There is no activation function.").diagnosed(&["silu-missing"]),
     silu("silu-coarse", coarse, "The exponential is a table of 256 entries."),
     op("swiglu-clipped", &[Stage::FfnSwigl], OpFault::Value(clipped), "Large values are clipped.")
         .graded()
-        .diagnosed("clipped"),
+        .diagnosed(&["clipped"]),
     op(
         "swiglu-f16-overflow",
         &[Stage::FfnSwigl],
@@ -62,7 +64,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "The product overflows a type that is too small, and is infinite.",
     )
     .graded()
-    .diagnosed("not-finite"),
+    .diagnosed(&["not-finite"]),
     op(
         "swiglu-added",
         &[Stage::FfnSwigl],
@@ -76,47 +78,48 @@ pub(super) const FAULTS: &[Fault] = &[
         "The gate is not multiplied with up.",
     ),
     residual("residual-missing", residual_missing, "The stream is not added.")
-        .diagnosed("residual-missing"),
+        .diagnosed(&["residual-missing"]),
     residual("residual-branch-missing", branch_missing, "What the block computed is not added.")
-        .diagnosed("residual-branch-missing"),
+        .diagnosed(&["residual-branch-missing"]),
     residual("residual-of-norm", of_norm, "The normalised stream is added instead of the stream.")
-        .diagnosed("residual-of-norm"),
+        .diagnosed(&["residual-of-norm"]),
     residual("residual-doubled", doubled, "The stream is added twice.")
-        .diagnosed("residual-doubled"),
+        .diagnosed(&["residual-doubled"]),
     residual("residual-bf16", residual_bf16, "The stream is kept in bf16, or in f16.").graded(),
     residual("residual-subtracted", subtracted, "What the block computed is subtracted.")
-        .diagnosed("residual-subtracted"),
+        .diagnosed(&["residual-subtracted"]),
     op(
         "residual-of-layer-input",
         &[Stage::PostFfnResidual],
         OpFault::Residual(of_layer_input),
         "The feed-forward network's result is added to the stream from before attention.",
     )
-    .diagnosed("residual-of-layer-input"),
+    .diagnosed(&["residual-of-layer-input"]),
     op("bias-twice", &[Stage::QkvBias], OpFault::Bias(bias_twice), "The bias is added twice.")
-        .diagnosed("bias-twice"),
+        .diagnosed(&["bias-doubled"]),
     op(
         "bias-subtracted",
         &[Stage::QkvBias],
         OpFault::Bias(bias_subtracted),
         "The bias is subtracted.",
     )
-    .diagnosed("bias-subtracted"),
+    .diagnosed(&["bias-subtracted"]),
     op("bias-skipped", &[Stage::QkvBias], OpFault::Bias(bias_skipped), "The bias is not added.")
-        .diagnosed("bias-missing"),
+        .diagnosed(&["bias-missing"]),
     op(
         "embedding-times-root",
         &[Stage::Embedding],
         OpFault::Value(times_root),
         "Embeddings are multiplied with the root of the width, as Gemma's are.",
     )
-    .diagnosed("factor"),
+    .diagnosed(&["factor"]),
     op(
         "embedding-of-before",
         &[Stage::Embedding],
         OpFault::Embed(token_before),
         "Each row is the embedding of the token before.",
-    ),
+    )
+    .diagnosed(&["other-tokens"]),
     op(
         "embedding-f16",
         &[Stage::Embedding],
@@ -138,7 +141,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "Logits are divided by a temperature.",
     )
     .graded()
-    .diagnosed("factor"),
+    .diagnosed(&["factor"]),
     op(
         "logits-normalised",
         &[Stage::LmHead],

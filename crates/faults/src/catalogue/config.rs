@@ -31,35 +31,36 @@ const fn file(
 pub(super) const FAULTS: &[Fault] = &[
     rope("rope-theta", theta, "The base of the rotation is another: 0.9 times, or a hundredth.")
         .graded()
-        .diagnosed("rope-theta"),
+        .diagnosed(&["rope-theta"]),
     rope(
         "rope-pairs",
         pairs,
         "Neighbouring channels are rotated together instead of channels half a head apart.",
     )
-    .diagnosed("rope-pairs"),
+    .diagnosed(&["rope-style"]),
     rope("rope-position", position, "Positions count from one, or from 17.")
         .graded()
-        .diagnosed("rope-position"),
+        .diagnosed(&["rope-position-offset"]),
     rope("rope-position-restarts", restarts, "Positions begin at zero again in every step.")
-        .diagnosed("rope-position"),
+        .diagnosed(&["rope-position-offset"]),
     rope(
         "rope-scaling-lost",
         scaling_lost,
         "The frequencies are not scaled as the model asks for.",
     )
     .only(is_llama)
-    .diagnosed("rope-scaling-missing"),
+    .diagnosed(&["rope-scaling-missing"]),
     rope(
         "rope-scaled",
         scaled,
         "The frequencies are divided by two, which the model does not ask for.",
     )
-    .diagnosed("rope-theta"),
-    rope("rope-partial", partial, "Only the first half of the channels is rotated."),
+    .diagnosed(&["rope-frequencies-scaled"]),
+    rope("rope-partial", partial, "Only the first half of the channels is rotated.")
+        .diagnosed(&["partial-rotary"]),
     rope("rope-backwards", backwards, "The rotation goes the other way.")
-        .diagnosed("rope-backwards"),
-    rope("rope-missing", missing, "Nothing is rotated.").diagnosed("rope-missing"),
+        .diagnosed(&["rope-inverse"]),
+    rope("rope-missing", missing, "Nothing is rotated.").diagnosed(&["rope-missing"]),
     rope("rope-angles-f16", angles_f16, "Angles are computed in half precision."),
     file(
         "file-rope-theta",
@@ -69,7 +70,7 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .graded()
     .also(&[Stage::KPostRope])
-    .diagnosed("rope-theta"),
+    .diagnosed(&["rope-theta"]),
     file(
         "file-rope-factors-lost",
         &[Stage::QPostRope],
@@ -78,7 +79,7 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .also(&[Stage::KPostRope])
     .only(is_llama)
-    .diagnosed("rope-scaling-missing"),
+    .diagnosed(&["rope-scaling-missing"]),
     file(
         "file-rope-linear",
         &[Stage::QPostRope],
@@ -86,7 +87,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "Linear scaling is on, which the model does not ask for.",
     )
     .also(&[Stage::KPostRope])
-    .only(|target| !is_llama(target)),
+    .only(|target| !is_llama(target))
+    .diagnosed(&["rope-frequencies-scaled"]),
     file(
         "file-eps",
         &[Stage::AttnNorm],
@@ -95,7 +97,7 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .graded()
     .also(&[Stage::FfnNorm, Stage::QNorm, Stage::KNorm, Stage::FinalNorm])
-    .diagnosed("eps"),
+    .diagnosed(&["norm-eps"]),
 ];
 
 fn theta(op: &Rope<'_>, y: &mut HostTensor) -> Result<()> {

@@ -63,22 +63,24 @@ pub(super) const FAULTS: &[Fault] = &[
         transposed,
         "The weight's buffer is read with rows and columns exchanged.",
     )
-    .diagnosed("weight-transposed"),
+    .diagnosed(&["weight-transposed"]),
     linear(
         "tail-dropped",
         tail_dropped,
         "The last inputs of each dot product are left out: 32, or 256.",
     )
     .graded()
-    .diagnosed("block-dropped"),
-    linear("head-dropped", head_dropped, "The first 32 inputs of each dot product are left out."),
+    .diagnosed(&["tail-block-dropped"]),
+    linear("head-dropped", head_dropped, "The first 32 inputs of each dot product are left out.")
+        .diagnosed(&["input-block-dropped"]),
     linear("tile-edge", tile_edge, "The last 16 outputs are computed from half of the inputs."),
     linear(
         "block-zeroed",
         block_zeroed,
         "One block of 32 weights counts as zero: in one row, or in every eighth.",
     )
-    .graded(),
+    .graded()
+    .diagnosed(&["weight-block-zeroed"]),
     linear(
         "scale-of-neighbour",
         neighbour_scale,
@@ -91,7 +93,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "Low and high nibbles are taken for each other.",
     )
     .only(|target| has_type(target, &[DType::Q4_K]))
-    .diagnosed("nibbles-exchanged"),
+    .diagnosed(&["nibbles-exchanged"]),
     linear(
         "sub-block-scale",
         sub_block_scale,
@@ -107,7 +109,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "row-pointer-shifted",
         row_shifted,
         "Each output is computed from the weights of the next one.",
-    ),
+    )
+    .diagnosed(&["rows-shifted"]),
     linear(
         "outputs-exchanged",
         outputs_exchanged,
@@ -120,7 +123,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "Activations are read from some elements too early.",
     )
     .graded()
-    .diagnosed("input-misaligned"),
+    .diagnosed(&["input-misaligned"]),
     linear("activations-saturate", saturated, "8-bit activations saturate at half of their range."),
     linear(
         "activations-one-scale",
@@ -138,7 +141,7 @@ pub(super) const FAULTS: &[Fault] = &[
     .only(|target| target.weights.contains(&DType::F32) || !target.engine.rounds_activations()),
     linear("strip-left-zero", strip_zero, "One thread's share of the outputs is never written.")
         .graded()
-        .diagnosed("zeros"),
+        .diagnosed(&["zeros"]),
     linear(
         "accumulator-stale",
         accumulator_stale,
@@ -147,7 +150,7 @@ pub(super) const FAULTS: &[Fault] = &[
     linear("accumulator-f16", accumulator_f16, "Sums are kept in f16."),
     linear("factor", factor, "The result is off by a factor: 1.001, or 2.")
         .graded()
-        .diagnosed("factor"),
+        .diagnosed(&["weight-scaled"]),
     value("row-of-before", row_of_before, "A row is that of the token before.").graded(),
     value("row-twice", row_twice, "A row is accumulated twice: it is doubled."),
     value(
@@ -163,23 +166,29 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .graded(),
     value("channel-stuck", channel_stuck, "One channel has the value of its neighbour."),
-    value("nan", nan, "One element is NaN.").graded().diagnosed("not-finite"),
-    value("infinity", infinity, "One element overflows.").graded().diagnosed("not-finite"),
-    norm("norm-centred", centred, "The mean is subtracted first, as in LayerNorm."),
+    value("nan", nan, "One element is NaN.").graded().diagnosed(&["not-finite"]),
+    value("infinity", infinity, "One element overflows.").graded().diagnosed(&["not-finite"]),
+    norm("norm-centred", centred, "The mean is subtracted first, as in LayerNorm.")
+        .diagnosed(&["norm-mean-subtracted"]),
     norm(
         "norm-of-first-row",
         of_first_row,
         "Every row is divided by the root mean square of the first.",
-    ),
+    )
+    .diagnosed(&["norm-of-first-row"]),
     norm("norm-of-sum", of_sum, "The sum of squares is not divided by the width.")
-        .diagnosed("factor"),
-    norm("norm-skipped", skipped, "The values are scaled by the weight and not normalised."),
-    norm("norm-eps", eps, "Epsilon is another: 1e-5, or 1e-2, added.").graded().diagnosed("eps"),
+        .diagnosed(&["norm-sum-for-mean"]),
+    norm("norm-skipped", skipped, "The values are scaled by the weight and not normalised.")
+        .diagnosed(&["norm-not-normalised"]),
+    norm("norm-eps", eps, "Epsilon is another: 1e-5, or 1e-2, added.")
+        .graded()
+        .diagnosed(&["norm-eps"]),
     norm("norm-weight-lost", weight_lost, "The weight is taken for ones.")
-        .diagnosed("norm-weight-missing"),
+        .diagnosed(&["norm-weight-missing"]),
     norm("norm-plus-one", plus_one, "One is added to the weight, as Gemma does.")
-        .diagnosed("norm-plus-one"),
-    norm("norm-half-width", half_width, "The mean is taken over the first half of the channels."),
+        .diagnosed(&["norm-weight-plus-one"]),
+    norm("norm-half-width", half_width, "The mean is taken over the first half of the channels.")
+        .diagnosed(&["norm-over-half"]),
 ];
 
 fn has_type(target: &Target<'_>, types: &[DType]) -> bool {

@@ -37,9 +37,9 @@ pub(super) const FAULTS: &[Fault] = &[
         q_permuted,
         "The query rows are permuted for rotation by pairs, once too often.",
     )
-    .diagnosed("heads-permuted"),
+    .diagnosed(&["qk-rows-interleaved"]),
     file("k-rows-permuted", &[Stage::QkvMatmul], k_permuted, "The same of the key rows.")
-        .diagnosed("heads-permuted"),
+        .diagnosed(&["qk-rows-interleaved"]),
     file(
         "qk-permutation-lost",
         &[Stage::QkvMatmul],
@@ -47,7 +47,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "The converter forgot to permute query and key rows.",
     )
     .only(is_llama)
-    .diagnosed("heads-permuted"),
+    .diagnosed(&["qk-rows-in-halves"]),
     file(
         "gate-up-swapped",
         &[Stage::FfnGate],
@@ -55,16 +55,16 @@ pub(super) const FAULTS: &[Fault] = &[
         "Gate and up projection are exchanged.",
     )
     .also(&[Stage::FfnUp])
-    .diagnosed("gate-up-swapped"),
+    .diagnosed(&["gate-up-swapped"]),
     file(
         "k-v-swapped",
         &[Stage::QkvMatmul],
         k_v_swapped,
         "Key and value projection are exchanged.",
     )
-    .diagnosed("k-v-swapped"),
+    .diagnosed(&["kv-swapped"]),
     file("tensor-of-other-layer", MATRIX, of_other_layer, "The matrix is another layer's.")
-        .diagnosed("other-layer"),
+        .diagnosed(&["other-layer-weights"]),
     file(
         "layers-swapped",
         &[Stage::AttnNorm],
@@ -83,49 +83,52 @@ pub(super) const FAULTS: &[Fault] = &[
         Stage::FfnUp,
         Stage::FfnOut,
     ])
-    .diagnosed("other-layer"),
+    .diagnosed(&["norm-weight-of-another"]),
     file("bias-lost", &[Stage::QkvBias], bias_lost, "The biases are zero.")
-        .diagnosed("bias-missing"),
+        .diagnosed(&["bias-missing"]),
     file(
         "bias-shifted",
         &[Stage::QkvBias],
         bias_shifted,
         "The key bias is shifted by one channel.",
     )
-    .diagnosed("bias-shifted"),
+    .diagnosed(&["bias-shifted"]),
     file(
         "bias-of-other-layer",
         &[Stage::QkvBias],
         of_other_layer,
         "The query bias is another layer's.",
-    ),
+    )
+    .diagnosed(&["bias-of-other-layer"]),
     file(
         "norm-weight-of-other-layer",
         &[Stage::AttnNorm, Stage::FfnNorm],
         of_other_layer,
         "The norm weight is another layer's.",
-    ),
+    )
+    .diagnosed(&["norm-weight-of-another"]),
     file(
         "norms-swapped",
         &[Stage::AttnNorm],
         norms_swapped,
         "The norms before attention and before the feed-forward network are exchanged.",
     )
-    .also(&[Stage::FfnNorm]),
+    .also(&[Stage::FfnNorm])
+    .diagnosed(&["norm-weight-of-another"]),
     file(
         "norm-weight-plus-one",
         NORMS,
         norm_plus_one,
         "The converter has added one to the norm weight.",
     )
-    .diagnosed("norm-plus-one"),
+    .diagnosed(&["norm-weight-plus-one"]),
     file("norm-weight-ones", NORMS, norm_ones, "The norm weight was not found and is ones.")
-        .diagnosed("norm-weight-missing"),
+        .diagnosed(&["norm-weight-missing"]),
     file("matrix-scaled", MATRIX, scaled, "The matrix is off by a factor: 0.99, or 0.5.")
         .graded()
-        .diagnosed("factor"),
+        .diagnosed(&["weight-scaled"]),
     file("matrix-zero", MATRIX, zeroed, "The matrix was never read: it is zero.")
-        .diagnosed("zeros"),
+        .diagnosed(&["zeros"]),
     file(
         "matrix-cut-off",
         MATRIX,
@@ -140,7 +143,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "A square matrix is stored transposed.",
     )
     .only(|target| target.weights.contains(&DType::F32))
-    .diagnosed("weight-transposed"),
+    .diagnosed(&["weight-transposed"]),
     file(
         "matrix-bytes-shifted",
         MATRIX,
@@ -175,7 +178,8 @@ pub(super) const FAULTS: &[Fault] = &[
         table_shifted,
         "Tokens are looked up one row too late.",
     )
-    .also(&[Stage::LmHead]),
+    .also(&[Stage::LmHead])
+    .diagnosed(&["embedding-rows-shifted"]),
     file(
         "embedding-scaled",
         &[Stage::Embedding],
@@ -184,14 +188,15 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .graded()
     .also(&[Stage::LmHead])
-    .diagnosed("factor"),
+    .diagnosed(&["factor"]),
     file(
         "head-row-shifted",
         &[Stage::LmHead],
         table_shifted,
         "The head's rows are shifted by one token.",
     )
-    .only(|target| !target.config.tie_word_embeddings),
+    .only(|target| !target.config.tie_word_embeddings)
+    .diagnosed(&["rows-shifted"]),
     file(
         "head-tied-wrongly",
         &[Stage::LmHead],
@@ -199,7 +204,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "The embedding is taken for the head, which the file has.",
     )
     .only(|target| !target.config.tie_word_embeddings)
-    .diagnosed("head-tied"),
+    .diagnosed(&["other-tensor"]),
     file(
         "types-mislabelled",
         NORMS,

@@ -179,7 +179,7 @@ fn matrix(
 /// A random valid block of Q4_K whose weights have about this standard deviation, and mean 0.
 fn q4_k(rng: &mut Rng, std: f32, bytes: &mut Vec<u8>) {
     // Four bits, evenly: standard deviation 4.6; scales of 42 on average.
-    let d = std / (4.6 * 42.0);
+    let d = std / (4.6 * 42.0) * spread(rng);
     bytes.extend(f16::from_f32(d).to_le_bytes());
     bytes.extend(f16::from_f32(7.5 * d).to_le_bytes());
     let pairs: [(u8, u8); 8] = std::array::from_fn(|_| {
@@ -197,6 +197,11 @@ fn q4_k(rng: &mut Rng, std: f32, bytes: &mut Vec<u8>) {
     bytes.extend((0..128).map(|_| rng.next_u64() as u8));
 }
 
+/// No block has the scale of its neighbour.
+fn spread(rng: &mut Rng) -> f32 {
+    0.6 + 0.8 * rng.uniform()
+}
+
 /// A random valid block of Q6_K whose weights have about this standard deviation, and mean near 0.
 fn q6_k(rng: &mut Rng, std: f32, bytes: &mut Vec<u8>) {
     bytes.extend((0..192).map(|_| rng.next_u64() as u8));
@@ -205,7 +210,7 @@ fn q6_k(rng: &mut Rng, std: f32, bytes: &mut Vec<u8>) {
         (if rng.next_u64() & 1 == 0 { size } else { -size }) as u8
     }));
     // Six bits, evenly: standard deviation 18.5; scales of 50 on average.
-    bytes.extend(f16::from_f32(std / (18.5 * 50.0)).to_le_bytes());
+    bytes.extend(f16::from_f32(std / (18.5 * 50.0) * spread(rng)).to_le_bytes());
 }
 
 #[cfg(test)]
