@@ -32,6 +32,12 @@ pub enum Error {
         /// The site.
         site: Site,
     },
+    /// An engine cannot be had, or cannot load a model.
+    #[error(transparent)]
+    Engine(Box<dyn std::error::Error + Send + Sync>),
+    /// Model files cannot be compared.
+    #[error(transparent)]
+    Diff(#[from] apr_diff::Error),
     /// A name that is no arithmetic.
     #[error("unknown arithmetic `{name}`; there are: {known}")]
     UnknownArithmetic {
@@ -40,6 +46,12 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+}
+
+impl From<apr_tensor::Error> for Error {
+    fn from(error: apr_tensor::Error) -> Self {
+        Self::Model(error.into())
+    }
 }
 
 /// `Result` with this crate's error.

@@ -14,6 +14,7 @@
 
 mod arithmetic;
 mod audit;
+mod diagnosis;
 mod engine;
 mod error;
 mod graft;
@@ -25,6 +26,7 @@ mod twin;
 
 pub use arithmetic::{ArithmeticFrom, ArithmeticOrigin, Declared};
 pub use audit::{Audit, NotMeasured, Options, Verdict, audit};
+pub use diagnosis::{Diagnosis, Explained, Geometry, diagnose};
 pub use engine::{Engine, Loaded, Run, Script, record};
 pub use error::{Error, Result};
 pub use graft::repaired;

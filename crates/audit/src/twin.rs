@@ -43,9 +43,23 @@ impl Triple {
     }
 
     /// A value that is known.
-    fn known(value: Plain<f64>) -> Self {
+    pub(crate) fn known(value: Plain<f64>) -> Self {
         let value = Arc::new(value);
         Self { exact: value.clone(), emulated: value, slack: None }
+    }
+
+    /// A value of a known slack that is only computed in one way.
+    pub(crate) fn alternative(value: Plain<f64>, slack: Vec<f32>) -> Self {
+        let value = Arc::new(value);
+        Self::with_slack((value.clone(), value), slack)
+    }
+
+    /// The same with a further independent error of each element.
+    pub(crate) fn roughened(mut self, error: impl Fn(usize) -> f64) -> Self {
+        let slack = self.slack.iter().flat_map(|slack| slack.iter());
+        let rougher = slack.enumerate().map(|(i, &x)| f64::from(x).hypot(error(i)) as f32);
+        self.slack = Some(rougher.collect());
+        self
     }
 
     fn is_one(&self) -> bool {
@@ -106,6 +120,13 @@ pub(crate) struct Weight {
     rows: OnceLock<Vec<WeightRow>>,
 }
 
+impl Weight {
+    /// Elements of the matrix.
+    pub(crate) fn elements(&self) -> usize {
+        self.parts.iter().map(|part| part.shape().elements()).sum()
+    }
+}
+
 /// One layer's cache, three times.
 #[derive(Clone, Debug)]
 pub(crate) struct Kv {
@@ -134,8 +155,8 @@ impl LayerKv for Kv {
 pub(crate) struct Twin {
     exact: Reference<f64>,
     emulated: Reference<f64>,
-    arithmetic: Arithmetic,
-    units: Units,
+    pub(crate) arithmetic: Arithmetic,
+    pub(crate) units: Units,
     mailbox: Rc<Mailbox>,
     /// The slack of the last product: an engine that adds the bias in the same kernel has it in the sum.
     product: RefCell<Option<Arc<[f32]>>>,

@@ -95,6 +95,13 @@ impl RowNorm {
     }
 }
 
+impl WeightRow {
+    /// A row of these weights, which are certain.
+    pub(crate) fn certain(row: &[f32]) -> Self {
+        Self { values: RowNorm::of(row), steps: RowNorm::default() }
+    }
+}
+
 /// The rows of a matrix in parts.
 pub(crate) fn weight_rows(units: &Units, parts: &[Stored]) -> Result<Vec<WeightRow>> {
     let mut all = Vec::new();

@@ -1,0 +1,193 @@
+//! What the mistake is.
+//!
+//! A stage that an audit found wrong computes something else from its inputs than it should. Each
+//! [hypothesis](hypotheses) is such a something else; it is stated only if it brings the stage to its floor, by the same
+//! tests that found it wrong. If none does, that is said, and where the error lies.
+
+mod case;
+mod geometry;
+mod hypotheses;
+mod suspect;
+
+use std::{collections::BTreeMap, fmt};
+
+use apr_capture::Capture;
+use apr_format::Checkpoint;
+use apr_model::Site;
+use serde::Serialize;
+
+use crate::{Audit, Result, StageAudit, replay};
+
+use case::{Case, Evidence, Extent, NoCase};
+pub use geometry::Geometry;
+use hypotheses::{Hypothesis, Tier};
+use suspect::Suspect;
+
+/// What is found out about one wrong stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Diagnosis {
+    /// The stage.
+    #[serde(serialize_with = "crate::site")]
+    pub site: Site,
+    /// The mistake, if one is known that explains the stage.
+    pub finding: Option<Explained>,
+    /// Other mistakes that explain it just as well: on these values they cannot be told apart.
+    pub also_fits: Vec<Explained>,
+    /// How many were tried.
+    pub tried: usize,
+    /// Where the error lies.
+    pub geometry: Option<Geometry>,
+    /// Stages that would be needed to try any and that the capture does not hold.
+    #[serde(serialize_with = "crate::sites", skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<Site>,
+}
+
+/// A mistake that explains a stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explained {
+    /// The name of the hypothesis.
+    pub hypothesis: &'static str,
+    /// The stage at which the mistake is: the one diagnosed, or one before it that nobody captured.
+    #[serde(serialize_with = "crate::site")]
+    pub at: Site,
+    /// The mistake in a sentence, without a full stop.
+    pub sentence: String,
+    /// The error in units of what it may be, taking the stage to be right.
+    #[serde(serialize_with = "crate::number")]
+    pub excess_before: f64,
+    /// The same, taking the mistake into account: at most 1.
+    #[serde(serialize_with = "crate::number")]
+    pub excess_after: f64,
+    /// Numbers that were fitted.
+    pub parameters: BTreeMap<&'static str, f64>,
+}
+
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.finding {
+            Some(finding) => {
+                write!(f, "{}: {}", finding.hypothesis, finding.sentence)?;
+                if finding.at != self.site {
+                    write!(f, " (at {}, which was not captured)", finding.at)?;
+                }
+                for other in &self.also_fits {
+                    write!(f, "; or {}: {}", other.hypothesis, other.sentence)?;
+                }
+                Ok(())
+            }
+            None if !self.missing.is_empty() => {
+                let missing: Vec<String> = self.missing.iter().map(Site::to_string).collect();
+                write!(f, "no diagnosis without its inputs; capture {}", missing.join(", "))
+            }
+            None => {
+                f.write_str("no hypothesis fits")?;
+                match &self.geometry {
+                    Some(geometry) => write!(f, "; the error is in {geometry}"),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Says of the first `limit` faults of `audit`, in the order of computation, what the mistake is.
+pub fn diagnose(
+    capture: &Capture,
+    checkpoint: &Checkpoint,
+    audit: &Audit,
+    limit: usize,
+) -> Result<Vec<Diagnosis>> {
+    let faults: Vec<&StageAudit> = audit.faults().take(limit).collect();
+    let Some(replayed) = audit.replayed.as_ref().filter(|_| !faults.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let (model, _mailbox) = replay::load(checkpoint, &replayed.declared)?;
+    let evidence = Evidence::new(capture, model, replayed);
+    faults.into_iter().map(|fault| diagnose_one(&evidence, fault)).collect()
+}
+
+fn diagnose_one(evidence: &Evidence<'_>, fault: &StageAudit) -> Result<Diagnosis> {
+    let mut diagnosis = Diagnosis {
+        site: fault.site,
+        finding: None,
+        also_fits: Vec::new(),
+        tried: 0,
+        geometry: None,
+        missing: Vec::new(),
+    };
+    let sample = match Case::new(evidence, fault, Extent::Sample) {
+        Ok(case) => case,
+        Err(NoCase::Missing(missing)) => return Ok(Diagnosis { missing, ..diagnosis }),
+        Err(NoCase::Failed(error)) => return Err(error),
+    };
+    let whole;
+    let all = match sample.is_all() {
+        true => &sample,
+        false => {
+            whole = match Case::new(evidence, fault, Extent::All) {
+                Ok(case) => case,
+                Err(NoCase::Missing(missing)) => return Ok(Diagnosis { missing, ..diagnosis }),
+                Err(NoCase::Failed(error)) => return Err(error),
+            };
+            &whole
+        }
+    };
+    diagnosis.geometry = Some(Geometry::of(all));
+    // The stage itself first, then those before it that nobody captured, nearest first.
+    let sites: Vec<Site> =
+        [fault.site].into_iter().chain(fault.span.iter().rev().copied()).collect();
+    for tier in [Tier::Named, Tier::Fitted, Tier::General] {
+        for &site in &sites {
+            for hypothesis in hypotheses::all() {
+                if hypothesis.tier != tier || !hypothesis.stages.contains(&site.stage) {
+                    continue;
+                }
+                diagnosis.tried += 1;
+                let found = attempt(hypothesis, site, &sample, all)?;
+                match diagnosis.finding {
+                    None => diagnosis.finding = found,
+                    Some(_) => diagnosis.also_fits.extend(found),
+                }
+            }
+        }
+        if diagnosis.finding.is_some() {
+            break;
+        }
+    }
+    Ok(diagnosis)
+}
+
+/// What explains the case, if `hypothesis` at `site` does: in the sample, which is fast, and then in all of it.
+fn attempt(
+    hypothesis: &Hypothesis,
+    site: Site,
+    sample: &Case<'_>,
+    all: &Case<'_>,
+) -> Result<Option<Explained>> {
+    // What a value looks like is cheap to see, and seen in the whole of it only.
+    let cases: &[&Case<'_>] = match hypothesis.tier {
+        Tier::General => &[all],
+        _ if sample.is_all() => &[all],
+        _ => &[sample, all],
+    };
+    let mut explained = None;
+    for case in cases {
+        let suspect = Suspect::new(case, site)?;
+        let Some(guess) = (hypothesis.compute)(&suspect)? else { return Ok(None) };
+        let excess_before = case.excess(&case.record);
+        let excess_after = suspect.excess(&guess.value)?;
+        // Where the sample is right, as it stands, it says nothing.
+        if !(excess_after <= 1.0 && excess_after < excess_before / 2.0) {
+            return Ok(None);
+        }
+        explained = Some(Explained {
+            hypothesis: hypothesis.name,
+            at: site,
+            sentence: guess.sentence,
+            excess_before,
+            excess_after,
+            parameters: guess.parameters,
+        });
+    }
+    Ok(explained)
+}

@@ -1,0 +1,160 @@
+//! The mistakes that are known by name.
+//!
+//! Each is an alternative to an op, computed from the same inputs in the same arithmetic. A hypothesis has no say in
+//! whether it is right: it makes a value, and the tests of the audit decide. Where a mistake has a parameter, it is fitted.
+
+mod any;
+mod attention;
+mod bias;
+mod elementwise;
+mod embedding;
+mod linear;
+mod norm;
+mod rope;
+
+use apr_model::Stage;
+
+use super::suspect::{Answer, Suspect};
+
+/// A mistake.
+pub(crate) struct Hypothesis {
+    /// Its name, for programs: it never changes.
+    pub(crate) name: &'static str,
+    /// The stages that it can happen at.
+    pub(crate) stages: &'static [Stage],
+    pub(crate) tier: Tier,
+    /// The value with the mistake in it.
+    pub(crate) compute: fn(&Suspect<'_>) -> Answer,
+}
+
+/// How much a hypothesis says. Where one says more that fits, those that say less are not asked: they would fit too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Tier {
+    /// One certain mistake.
+    Named,
+    /// A mistake with a number in it that was fitted.
+    Fitted,
+    /// What the value looks like, whatever made it so.
+    General,
+}
+
+/// All of them, in the order in which they are preferred.
+pub(crate) fn all() -> impl Iterator<Item = &'static Hypothesis> {
+    let tables: [&'static [Hypothesis]; 8] = [
+        embedding::TABLE,
+        linear::TABLE,
+        bias::TABLE,
+        norm::TABLE,
+        rope::TABLE,
+        attention::TABLE,
+        elementwise::TABLE,
+        any::TABLE,
+    ];
+    tables.into_iter().flatten()
+}
+
+const fn named(
+    name: &'static str,
+    stages: &'static [Stage],
+    compute: fn(&Suspect<'_>) -> Answer,
+) -> Hypothesis {
+    Hypothesis { name, stages, tier: Tier::Named, compute }
+}
+
+const fn fitted(
+    name: &'static str,
+    stages: &'static [Stage],
+    compute: fn(&Suspect<'_>) -> Answer,
+) -> Hypothesis {
+    Hypothesis { name, stages, tier: Tier::Fitted, compute }
+}
+
+const fn general(
+    name: &'static str,
+    stages: &'static [Stage],
+    compute: fn(&Suspect<'_>) -> Answer,
+) -> Hypothesis {
+    Hypothesis { name, stages, tier: Tier::General, compute }
+}
+
+/// `from`, with the words for a part of a joined projection in front, if it is one.
+fn of_part(part: &str, from: &str) -> String {
+    if part.is_empty() { from.to_owned() } else { format!("in {part}, {from}") }
+}
+
+/// The parameter between `low` and `high` for which `misfit` is least: a grid, then golden sections.
+fn least(
+    low: f64,
+    high: f64,
+    grid: usize,
+    mut misfit: impl FnMut(f64) -> crate::Result<f64>,
+) -> crate::Result<f64> {
+    let step = (high - low) / grid as f64;
+    let mut best = (f64::INFINITY, low);
+    for i in 0..=grid {
+        let at = low + step * i as f64;
+        let found = misfit(at)?;
+        if found < best.0 {
+            best = (found, at);
+        }
+    }
+    let golden = (5f64.sqrt() - 1.0) / 2.0;
+    let (mut a, mut b) = ((best.1 - step).max(low), (best.1 + step).min(high));
+    let (mut c, mut d) = (b - golden * (b - a), a + golden * (b - a));
+    let (mut at_c, mut at_d) = (misfit(c)?, misfit(d)?);
+    while (b - a).abs() > 1e-13 * (a.abs() + b.abs()) {
+        if at_c < at_d {
+            (b, d, at_d) = (d, c, at_c);
+            c = b - golden * (b - a);
+            at_c = misfit(c)?;
+        } else {
+            (a, c, at_c) = (c, d, at_d);
+            d = a + golden * (b - a);
+            at_d = misfit(d)?;
+        }
+    }
+    Ok((a + b) / 2.0)
+}
+
+/// `x` as it was probably written down: the number of few digits, or the power of two, next to it, if it is near.
+fn rounded(x: f64, near: f64) -> f64 {
+    for digits in 0..4 {
+        let text = format!("{x:.digits$e}");
+        if let Ok(round) = text.parse::<f64>()
+            && (round - x).abs() <= near * x.abs()
+        {
+            return round;
+        }
+    }
+    x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_in_kebab_case() {
+        let mut seen = BTreeSet::new();
+        for hypothesis in all() {
+            let name = hypothesis.name;
+            assert!(seen.insert(name), "{name} occurs twice");
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c.is_ascii_digit()));
+            assert!(!hypothesis.stages.is_empty(), "{name} can happen nowhere");
+        }
+    }
+
+    #[test]
+    fn the_least_of_a_function_is_found_between_the_points_of_the_grid() {
+        let found = least(0.0, 10.0, 7, |x| Ok((x - std::f64::consts::PI).powi(2))).unwrap();
+        assert!((found - std::f64::consts::PI).abs() < 1e-6, "{found}");
+    }
+
+    #[test]
+    fn fitted_numbers_become_those_that_were_written_down() {
+        assert_eq!(rounded(9.999_993e-6, 1e-3), 1e-5);
+        assert_eq!(rounded(499_998.0, 1e-3), 5e5);
+        assert_eq!(rounded(std::f64::consts::PI, 1e-6), std::f64::consts::PI);
+    }
+}

@@ -1,0 +1,424 @@
+//! What the value of any stage may look like, whatever made it so.
+
+use std::collections::BTreeSet;
+
+use apr_model::{Config, Site, Stage, Stage::*};
+use apr_reference::Tensor as Plain;
+use half::f16;
+
+use super::{Hypothesis, general};
+use crate::{
+    diagnosis::{
+        geometry,
+        suspect::{Answer, Guess, Suspect, slack_of},
+    },
+    twin::Triple,
+};
+
+const ANY: &[Stage] = &[
+    Embedding,
+    AttnNorm,
+    QkvMatmul,
+    QkvBias,
+    QNorm,
+    KNorm,
+    QPostRope,
+    KPostRope,
+    AttnScores,
+    AttnSoftmax,
+    Attention,
+    AttnOut,
+    PostAttnResidual,
+    FfnNorm,
+    FfnGate,
+    FfnUp,
+    FfnSilu,
+    FfnSwigl,
+    FfnOut,
+    PostFfnResidual,
+    FinalNorm,
+    LmHead,
+];
+
+pub(super) const TABLE: &[Hypothesis] = &[
+    general("f16-overflow", ANY, overflow),
+    general("nan-origin", ANY, not_finite),
+    general("all-zeros", ANY, zeros),
+    general("last-row-only-repeated", ANY, last_row),
+    general("rows-of-another-token", ANY, other_rows),
+    general("stale-accumulator", ANY, stale_accumulator),
+    general("equals-another-stage", ANY, |s| same_as(s, false)),
+    general("value-of-other-layer", ANY, |s| same_as(s, true)),
+    general("clipped", ANY, clipped),
+    general("channels-exchanged", ANY, exchanged),
+    general("constant-factor", ANY, constant_factor),
+    general("constant-offset", ANY, constant_offset),
+];
+
+/// The elements of the rows that are judged.
+pub(super) fn judged_elements(suspect: &Suspect<'_>) -> impl Iterator<Item = usize> {
+    let rows: BTreeSet<usize> = suspect.case.judged().collect();
+    (0..suspect.expected.emulated.data.len()).filter(move |&i| rows.contains(&suspect.row_of(i)))
+}
+
+/// The factor from what is expected to what was captured, over the elements `at`, each as certain as its slack.
+pub(super) fn factor(
+    suspect: &Suspect<'_>,
+    captured: &Plain<f64>,
+    at: impl IntoIterator<Item = usize>,
+) -> f64 {
+    let (expected, slack) = (&suspect.expected.emulated.data, slack_of(&suspect.expected));
+    let (mut product, mut square) = (0.0, 0.0);
+    for i in at {
+        let (e, c) = (expected[i], captured.data[i]);
+        if e.is_finite() && c.is_finite() && slack[i] > 0.0 {
+            let weight = f64::from(slack[i]).powi(-2);
+            product += weight * e * c;
+            square += weight * e * e;
+        }
+    }
+    if square > 0.0 { product / square } else { 1.0 }
+}
+
+/// A factor in words: which constant of the model it is, if it is one.
+pub(super) fn constant(factor: f64, config: &Config) -> String {
+    let known: [(&str, f64); 12] = [
+        ("2", 2.0),
+        ("1/2", 0.5),
+        ("head_dim", config.head_dim as f64),
+        ("hidden_size", config.hidden_size as f64),
+        ("the number of heads", config.num_attention_heads as f64),
+        (
+            "heads per key head",
+            config.num_attention_heads as f64 / config.num_key_value_heads as f64,
+        ),
+        ("intermediate_size", config.intermediate_size as f64),
+        ("ln 2", std::f64::consts::LN_2),
+        ("log2 e", std::f64::consts::LOG2_E),
+        ("the number of layers", config.num_hidden_layers as f64),
+        ("twice the number of layers", 2.0 * config.num_hidden_layers as f64),
+        ("1", 1.0),
+    ];
+    let is = |x: f64| (factor - x).abs() <= 1e-5 * x.abs();
+    for (name, x) in known {
+        let forms = [
+            (x, name.to_owned()),
+            (1.0 / x, format!("1/{name}")),
+            (x.sqrt(), format!("sqrt({name})")),
+            (1.0 / x.sqrt(), format!("1/sqrt({name})")),
+        ];
+        if let Some((x, form)) = forms.into_iter().find(|(x, _)| is(*x)) {
+            return format!("{x:.6} = {form}");
+        }
+    }
+    format!("{:.6}", super::rounded(factor, 1e-6))
+}
+
+fn own<'c>(suspect: &Suspect<'c>) -> Option<&'c Plain<f64>> {
+    suspect.captured()
+}
+
+/// What does not fit into half precision is infinite, or the largest number there is.
+fn overflow(suspect: &Suspect<'_>) -> Answer {
+    let largest = f16::MAX.to_f64();
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let expected = &suspect.expected.emulated.data;
+    let beyond = |x: &f64| x.abs() > largest;
+    let before_scaling = suspect.case.scale();
+    let scores = suspect.site.stage == AttnScores;
+    let is_there = expected.iter().any(|x| beyond(x) || (scores && beyond(&(x / before_scaling))));
+    if !is_there
+        || captured.data.iter().all(|x| x.is_finite() && x.abs() < largest * before_scaling)
+    {
+        return Ok(None);
+    }
+    let limits = [largest, largest * before_scaling];
+    let mut guesses = Vec::new();
+    for limit in limits.into_iter().take(if scores { 2 } else { 1 }) {
+        for (to, words) in [(f64::INFINITY, "becomes infinite"), (limit, "becomes that")] {
+            let value = suspect.elementwise(|_, x| match x.abs() > limit {
+                true => (to.copysign(x), 0.0),
+                false => (x, 1.0),
+            });
+            let sentence =
+                format!("what is beyond {limit}, the largest half-precision number, {words}");
+            guesses.push(Ok(Guess::new(value, sentence)));
+        }
+    }
+    suspect.best(guesses)
+}
+
+/// Elements that are not finite, though what they are computed from is.
+fn not_finite(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let expected = &suspect.expected.emulated.data;
+    let is_new = |i: &usize| !captured.data[*i].is_finite() && expected[*i].is_finite();
+    let new: Vec<usize> = judged_elements(suspect).filter(is_new).collect();
+    let Some(&first) = new.first() else { return Ok(None) };
+    let value = suspect.elementwise(|i, x| match captured.data[i].is_finite() {
+        true => (x, 1.0),
+        false => (captured.data[i], 0.0),
+    });
+    let (row, column) = (suspect.row_of(first), first % suspect.row_width());
+    let what = if captured.data[first].is_nan() { "NaN" } else { "infinite" };
+    let position = suspect.case.rows[row];
+    let others = match new.len() - 1 {
+        0 => String::new(),
+        n => format!(", and {n} more"),
+    };
+    let sentence = format!(
+        "channel {column} of position {position} is {what}{others}, though everything it is computed from is finite"
+    );
+    Ok(Some(Guess::new(value, sentence).with("elements", new.len() as f64)))
+}
+
+/// Zeros: everywhere, or in some rows, heads or channels.
+fn zeros(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let value = suspect.elementwise(|i, x| match captured.data[i] {
+        0.0 => (0.0, 0.0),
+        _ => (x, 1.0),
+    });
+    let geometry = geometry::Geometry::of(suspect.case);
+    let sentence = match captured.data.iter().all(|&x| x == 0.0) {
+        true => "all values are zeros".to_owned(),
+        false => format!("some values are zeros: {geometry}"),
+    };
+    Ok(Some(Guess::new(value, sentence)))
+}
+
+fn last_row(suspect: &Suspect<'_>) -> Answer {
+    let Some(last) = suspect.case.judged().last().filter(|_| suspect.case.record.rows.len() > 1)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Guess::new(suspect.rows_from(|_| last), "every row is the last row")))
+}
+
+/// Each row is the one that it is nearest to.
+fn other_rows(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    if suspect.case.by_key() {
+        return Ok(None);
+    }
+    let width = suspect.row_width();
+    let expected = &suspect.expected.emulated.data;
+    let judged: Vec<usize> = suspect.case.judged().collect();
+    let rows = suspect.case.rows.len();
+    let distance = |row: usize, from: usize| -> f64 {
+        let pair = captured.data[row * width..][..width].iter().zip(&expected[from * width..]);
+        pair.map(|(c, e)| (c - e).powi(2)).sum()
+    };
+    let mut source: Vec<usize> = (0..rows).collect();
+    for &row in &judged {
+        let own = distance(row, row);
+        let nearest = judged
+            .iter()
+            .map(|&from| (distance(row, from), from))
+            .min_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((_, from)) = nearest.filter(|(found, _)| *found < own) {
+            source[row] = from;
+        }
+    }
+    let moved: Vec<usize> = judged.iter().copied().filter(|&row| source[row] != row).collect();
+    let Some(&first) = moved.first() else { return Ok(None) };
+    let positions = &suspect.case.rows;
+    let by = |row: usize| positions[source[row]] as i64 - positions[row] as i64;
+    let sentence = match moved.iter().all(|&row| by(row) == by(first)) {
+        true if moved.len() > 1 => {
+            format!("{} rows are those {:+} from them", moved.len(), by(first))
+        }
+        _ => {
+            let some = moved
+                .iter()
+                .take(4)
+                .map(|&row| format!("{} is that of {}", positions[row], positions[source[row]]));
+            format!("the row of position {}", some.collect::<Vec<_>>().join(", "))
+        }
+    };
+    let value = suspect.rows_from(|row| source[row]);
+    Ok(Some(Guess::new(value, sentence).with("rows", moved.len() as f64)))
+}
+
+/// Each row is added to the one before it, as it is or as it was captured.
+fn stale_accumulator(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let width = suspect.row_width();
+    let evidence = suspect.case.evidence;
+    let rows = &suspect.case.rows;
+    if suspect.case.by_key() || rows.len() < 2 {
+        return Ok(None);
+    }
+    let expected = &suspect.expected.emulated.data;
+    let with = |before: &[f64], words: &str| {
+        let value = suspect.elementwise(|i, x| {
+            let row = suspect.row_of(i);
+            let follows = row > 0
+                && rows[row] == rows[row - 1] + 1
+                && evidence.step_of(rows[row]) == evidence.step_of(rows[row - 1]);
+            if follows { (x + before[i - width], 2.0) } else { (x, 1.0) }
+        });
+        let (value, parts) = suspect.in_parts(&value)?;
+        let sentence = super::of_part(&parts, &format!("each row is added to {words} before it"));
+        Ok(Guess::new(value, sentence))
+    };
+    suspect.best([with(expected, "the row"), with(&captured.data, "the sum of the rows")])
+}
+
+/// The captured value of another stage, or of this stage of another layer.
+fn same_as(suspect: &Suspect<'_>, other_layer: bool) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let evidence = suspect.case.evidence;
+    let plan = evidence.model.plan();
+    let candidates: Vec<Site> = plan
+        .sites()
+        .iter()
+        .copied()
+        .filter(|&site| {
+            let dims = apr_capture::Dims::from(suspect.config());
+            let elements = |site: Site| dims.shape(site.stage, 1, 1).iter().product::<usize>();
+            let is_other = match other_layer {
+                true => site.stage == suspect.site.stage,
+                false => site.stage != suspect.site.stage && site.layer == suspect.site.layer,
+            };
+            site != suspect.site
+                && is_other
+                && site.stage.axes().row_axis() == suspect.site.stage.axes().row_axis()
+                && elements(site) == elements(suspect.site)
+                && evidence.holds(site)
+        })
+        .collect();
+    let slack = slack_of(&suspect.expected);
+    let mut guesses = Vec::new();
+    for site in candidates {
+        let other = evidence.captured(site, &suspect.case.rows, suspect.case.columns.as_ref())?;
+        // Nearly all values are unlike at first sight.
+        let unlike = |i: usize| (other.data[i] - captured.data[i]).abs() > captured.data[i].abs();
+        if other.data.len() != captured.data.len()
+            || (0..captured.data.len()).filter(|&i| unlike(i)).count() > captured.data.len() / 2
+        {
+            continue;
+        }
+        let value = Plain { shape: captured.shape.clone(), data: other.data };
+        let value = Triple::alternative(value, slack.to_vec());
+        guesses.push(Ok(Guess::new(value, format!("the value is that of {site}"))));
+    }
+    suspect.best(guesses)
+}
+
+/// Nothing is beyond a limit, which some values are at.
+fn clipped(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let most = captured.data.iter().fold(f64::NEG_INFINITY, |most, &x| most.max(x));
+    let least = captured.data.iter().fold(f64::INFINITY, |least, &x| least.min(x));
+    let limit = most.max(-least);
+    if !limit.is_finite() || limit <= 0.0 {
+        return Ok(None);
+    }
+    let within = |low: f64, high: f64, words: String| {
+        let value = suspect.elementwise(|_, x| (x.clamp(low, high), 1.0));
+        Ok(Guess::new(value, words).with("limit", limit))
+    };
+    let mut guesses = vec![within(-limit, limit, format!("values are clipped at {limit}"))];
+    guesses.push(within(
+        f64::NEG_INFINITY,
+        most,
+        format!("values are clipped at {most} from above"),
+    ));
+    guesses.push(within(least, f64::INFINITY, format!("values are clipped at {least} from below")));
+    suspect.best(guesses)
+}
+
+/// Wrong channels hold what others should.
+fn exchanged(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    /// Channels that are looked for elsewhere.
+    const MOST: usize = 4096;
+    let wrong = geometry::wrong_channels(suspect.case);
+    if suspect.case.by_key() || wrong.is_empty() || wrong.len() > MOST {
+        return Ok(None);
+    }
+    let width = suspect.row_width();
+    let rows: Vec<usize> = suspect.case.judged().collect();
+    let (expected, slack) = (&suspect.expected.emulated.data, slack_of(&suspect.expected));
+    // Near is decided by the first rows; the tests see all of them.
+    let apart = |channel: usize, from: usize| -> f64 {
+        let one = |&row: &usize| {
+            let to = row * width + channel;
+            let apart = captured.data[to] - expected[row * width + from];
+            (apart / f64::from(slack[to])).powi(2)
+        };
+        rows.iter().take(4).map(one).sum()
+    };
+    let mut source = vec![None; width];
+    for &channel in &wrong {
+        let near = channel.saturating_sub(64)..(channel + 65).min(width);
+        let candidates = near.chain(wrong.iter().copied().take(256));
+        let nearest =
+            candidates.map(|from| (apart(channel, from), from)).min_by(|a, b| a.0.total_cmp(&b.0));
+        source[channel] = nearest.map(|(_, from)| from);
+    }
+    let value = suspect.columns_from(|channel| source[channel]);
+    let some = wrong
+        .iter()
+        .take(4)
+        .filter_map(|&channel| Some(format!("{channel} is that of {}", source[channel]?)));
+    let some = some.collect::<Vec<_>>().join(", ");
+    let more =
+        if wrong.len() > 4 { format!(" and {} more", wrong.len() - 4) } else { String::new() };
+    Ok(Some(Guess::new(value, format!("channel {some}{more}"))))
+}
+
+/// All values, or those of the wrong rows or channels, are off by one factor.
+fn constant_factor(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let guesses = regions(suspect).into_iter().map(|(words, inside)| {
+        let by = factor(suspect, captured, judged_elements(suspect).filter(|&i| inside[i]));
+        let value = suspect.elementwise(|i, x| if inside[i] { (by * x, by) } else { (x, 1.0) });
+        let constant = constant(by, suspect.config());
+        Ok(Guess::new(value, format!("{words} multiplied by {constant}")).with("factor", by))
+    });
+    suspect.best(guesses)
+}
+
+fn constant_offset(suspect: &Suspect<'_>) -> Answer {
+    let Some(captured) = own(suspect) else { return Ok(None) };
+    let (expected, slack) = (&suspect.expected.emulated.data, slack_of(&suspect.expected));
+    let guesses = regions(suspect).into_iter().map(|(words, inside)| {
+        let (mut sum, mut weights) = (0.0, 0.0);
+        for i in judged_elements(suspect).filter(|&i| inside[i] && slack[i] > 0.0) {
+            let weight = f64::from(slack[i]).powi(-2);
+            sum += weight * (captured.data[i] - expected[i]);
+            weights += weight;
+        }
+        let by = if weights > 0.0 { sum / weights } else { 0.0 };
+        let by = super::rounded(by, 1e-5);
+        let value = suspect.elementwise(|i, x| if inside[i] { (x + by, 1.0) } else { (x, 1.0) });
+        Ok(Guess::new(value, format!("{words} off by {by:+}")).with("offset", by))
+    });
+    suspect.best(guesses)
+}
+
+/// Where a wrong value may be wrong throughout: everywhere, in its wrong rows, in its wrong channels, where both meet.
+fn regions(suspect: &Suspect<'_>) -> Vec<(String, Vec<bool>)> {
+    let total = suspect.expected.emulated.data.len();
+    let mut regions = vec![("all values are".to_owned(), vec![true; total])];
+    let rows: BTreeSet<usize> = geometry::wrong_rows(suspect.case).into_iter().collect();
+    let width = suspect.row_width();
+    if rows.len() < suspect.case.record.rows.len() {
+        let of_row = (0..total).map(|i| rows.contains(&suspect.case.rows[suspect.row_of(i)]));
+        let words = format!("the values of {} are", geometry::positions(&rows));
+        regions.push((words, of_row.collect()));
+    }
+    let channels: BTreeSet<usize> = geometry::wrong_channels(suspect.case).into_iter().collect();
+    if !suspect.case.by_key() && channels.len() < width {
+        let of_channel: Vec<bool> = (0..total).map(|i| channels.contains(&(i % width))).collect();
+        let words = format!("the values of {}", geometry::channels(&channels));
+        if rows.len() < suspect.case.record.rows.len() {
+            let both = of_channel.iter().zip(&regions[1].1).map(|(&a, &b)| a && b).collect();
+            regions.push((format!("{words} of {} are", geometry::positions(&rows)), both));
+        }
+        regions.push((format!("{words} are"), of_channel));
+    }
+    regions
+}
