@@ -194,6 +194,7 @@ pub fn audit(
         Some(declared) => declared,
         None => infer(capture, checkpoint, &steps)?,
     };
+    declared = declared.captured_by(capture);
     if options.rounded_weights {
         declared.units.weights = 0.5;
     }
@@ -384,6 +385,8 @@ fn stage(
         elements: record.elements,
         not_finite: record.not_finite,
         span,
+        row_limit: bound.of(1),
+        channel_limit: bound.of(n),
         rows: record
             .rows
             .iter()

@@ -53,6 +53,8 @@ pub(crate) struct Sums {
     /// Captured less emulated.
     pub(crate) unexplained: f64,
     pub(crate) slack: f64,
+    /// Elements that are not finite on one side only, or not in the same way; they are in none of the sums.
+    pub(crate) not_finite: u64,
 }
 
 impl Sums {
@@ -76,11 +78,15 @@ impl Sums {
         self.floor += other.floor;
         self.unexplained += other.unexplained;
         self.slack += other.slack;
+        self.not_finite += other.not_finite;
     }
 
-    /// What is unexplained, in units of the slack.
+    /// What is unexplained, in units of the slack; nothing makes a NaN of a number.
     pub(crate) fn ratio(&self) -> f64 {
-        quotient(self.unexplained, self.slack)
+        match self.not_finite {
+            0 => quotient(self.unexplained, self.slack),
+            _ => f64::INFINITY,
+        }
     }
 
     /// The local error in units of the floor: for an arithmetic that is only roughly the declared one.
@@ -156,6 +162,13 @@ impl Record {
                 let same = c == m || (c.is_nan() && m.is_nan());
                 self.both_not_finite += u64::from(same);
                 self.not_finite += u64::from(!same);
+                sums.not_finite += u64::from(!same);
+                if place.head.is_none() {
+                    self.channels[i].not_finite += u64::from(!same);
+                    if let Some(width) = place.head_width {
+                        self.heads[i / width].not_finite += u64::from(!same);
+                    }
+                }
                 if !same && self.element.is_none_or(|(z, _)| z.is_finite()) {
                     self.element = Some((f64::INFINITY, place.element(i, c, m)));
                 }
@@ -187,7 +200,8 @@ impl Record {
         let n = self.rows.len();
         let mut worst = Test { group: Group::Whole, excess: self.whole.ratio() / bound.of(n) };
         let mut consider = |excess: f64, group: Group| {
-            if excess > worst.excess {
+            // Of parts that are wrong beyond measure, the smallest says most.
+            if excess > worst.excess || (excess.is_infinite() && worst.excess.is_infinite()) {
                 worst = Test { group, excess };
             }
         };

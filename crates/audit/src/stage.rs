@@ -34,6 +34,10 @@ pub struct StageAudit {
     /// them.
     #[serde(serialize_with = "crate::sites")]
     pub span: Vec<Site>,
+    /// How many times its bound the unexplained error of a row may be.
+    pub row_limit: f64,
+    /// The same for a head and for a channel.
+    pub channel_limit: f64,
     /// Row by row.
     pub rows: Vec<RowAudit>,
     /// Head by head, where the stage has heads.
