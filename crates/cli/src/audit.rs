@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use apr_audit::{Audit, Declared, Options, Verdict, audit};
 use apr_capture::{Capture, Dims, NameMap, OpenOptions};
 use apr_format::Checkpoint;
-use apr_report::{audit as report, plural};
+use apr_report::{audit as report, html, plural};
 
 use crate::{
     args::{PromptArgs, token_id},
@@ -77,6 +77,9 @@ struct ShownArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Write a page for browsers here as well: one file that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
@@ -156,6 +159,10 @@ impl ReadingArgs {
 
 impl Args {
     fn show(&self, audit: &Audit, capture: &Capture) -> Result<()> {
+        if let Some(path) = &self.shown.html {
+            output::write_whole(path, &html::audit(audit, capture.provenance()))?;
+            output::tell(format_args!("the page is {}", path.display()));
+        }
         if self.shown.json {
             return output::print_json(audit);
         }

@@ -238,6 +238,9 @@ fn worst_stages(audit: &Audit, limit: usize) -> String {
         row.extend([excess(stage.worst.excess), place(audit, stage, &stage.worst)]);
         t.add_row(row);
     }
+    if let Some(last) = t.column_mut(7) {
+        last.set_cell_alignment(comfy_table::CellAlignment::Left);
+    }
     let mut out = lines(&t);
     match stages.len().saturating_sub(limit) {
         0 => {}
@@ -332,11 +335,12 @@ pub(crate) fn fault(audit: &Audit, stage: &StageAudit) -> Vec<String> {
         ));
     }
     if stage.elements > 0 {
+        let beyond = e.unexplained / e.bound;
         out.push(format!(
-            "unexplained {} of its norm, where accumulation leaves {}: {} that",
+            "unexplained {} of the norm, where accumulation leaves {}{}",
             magnitude(e.unexplained),
             magnitude(e.bound),
-            words::times(e.unexplained / e.bound)
+            if beyond > 1.0 { format!(": {} that", words::times(beyond)) } else { String::new() },
         ));
         out.push(format!(
             "local error {}, floor {}; |captured| / |exact| = {}, cosine {}",
@@ -354,55 +358,44 @@ pub(crate) fn fault(audit: &Audit, stage: &StageAudit) -> Vec<String> {
 
 /// Which rows, heads and channels are wrong.
 pub(crate) fn affected(audit: &Audit, stage: &StageAudit) -> Vec<String> {
-    let mut out = Vec::new();
     let rows: Vec<usize> = stage.rows_beyond().map(|row| row.position).collect();
-    out.push(match rows.len() {
-        0 => format!("no single row is beyond its bound, of {}", stage.rows.len()),
-        n if n == stage.rows.len() => match n {
-            1 => "its only row is wrong".to_owned(),
-            n => format!("all {n} rows are wrong"),
-        },
-        n => format!(
-            "{n} of {} are wrong: {}",
-            plural(stage.rows.len(), "row"),
-            words::counted("position", &rows)
-        ),
-    });
+    let mut out =
+        vec![wrong("row", rows.len(), stage.rows.len(), || words::counted("position", &rows))];
     if !stage.heads.is_empty() {
         let heads = &stage.heads_beyond;
-        out.push(match heads.len() {
-            0 => format!("no single head is beyond its bound, of {}", stage.heads.len()),
-            n if n == stage.heads.len() && n > 1 => format!("all {n} heads are wrong"),
-            n => {
-                const NAMED: usize = 8;
-                let mut named: Vec<String> =
-                    heads.iter().take(NAMED).map(|&h| head_in_words(audit, stage, h)).collect();
-                if n > NAMED {
-                    named.push(format!("{} more", n - NAMED));
-                }
-                format!(
-                    "{n} of {} are wrong: {}",
-                    plural(stage.heads.len(), "head"),
-                    words::join(&named)
-                )
+        out.push(wrong("head", heads.len(), stage.heads.len(), || {
+            const NAMED: usize = 8;
+            let mut named: Vec<String> =
+                heads.iter().take(NAMED).map(|&h| head_in_words(audit, stage, h)).collect();
+            if heads.len() > NAMED {
+                named.push(format!("{} more", heads.len() - NAMED));
             }
-        });
+            words::join(&named)
+        }));
     }
     if stage.channels_total > 0 {
-        let mut listed: Vec<usize> = stage.channels.iter().map(|c| c.channel).collect();
-        listed.sort_unstable();
-        out.push(match stage.channels_beyond {
-            0 => format!("no single channel is beyond its bound, of {}", stage.channels_total),
-            n if n == stage.channels_total => format!("all {n} channels are wrong"),
-            n if n > listed.len() => format!("{n} of {} channels are wrong", stage.channels_total),
-            n => format!(
-                "{n} of {} channels are wrong: {}",
-                stage.channels_total,
-                words::numbers(listed)
-            ),
-        });
+        out.push(wrong("channel", stage.channels_beyond, stage.channels_total, || {
+            let mut listed: Vec<usize> = stage.channels.iter().map(|c| c.channel).collect();
+            listed.sort_unstable();
+            let listed = words::numbers(listed);
+            match stage.channels_beyond > stage.channels.len() {
+                true => format!("the worst are {listed}"),
+                false => listed,
+            }
+        }));
     }
     out
+}
+
+/// `3 of 35 rows are wrong: ` and which, if not all are.
+fn wrong(what: &str, wrong: usize, all: usize, which: impl Fn() -> String) -> String {
+    match wrong {
+        0 => format!("no single {what} is beyond its bound, of {all}"),
+        1 if all == 1 => format!("the only {what} is wrong"),
+        n if n == all => format!("all {n} {what}s are wrong"),
+        1 => format!("1 of {all} {what}s is wrong: {}", which()),
+        n => format!("{n} of {all} {what}s are wrong: {}", which()),
+    }
 }
 
 /// The element that is furthest off, and what it should be.
@@ -492,28 +485,36 @@ pub(crate) fn verdict(audit: &Audit) -> String {
             out
         }
         Verdict::Diverges { first, all } => {
-            let mut out = format!("DIVERGES at {first}: {} is wrong", words::site(*first));
+            let mut out = format!("DIVERGES at {first}, {}", words::site(*first));
             if let Some(stage) = audit.stage(*first) {
-                if stage.elements > 0 {
-                    let _ = write!(
-                        out,
-                        ", by {} of its norm where the arithmetic allows {}",
-                        magnitude(stage.errors.unexplained),
-                        magnitude(stage.errors.bound)
-                    );
+                match stage.not_finite {
+                    0 => {
+                        let _ = write!(
+                            out,
+                            ": off by {} of the norm where the arithmetic allows {}",
+                            magnitude(stage.errors.unexplained),
+                            magnitude(stage.errors.bound)
+                        );
+                    }
+                    n => {
+                        let n = plural(n as usize, "element");
+                        let _ = write!(out, ": {n} NaN or infinite on one side only");
+                    }
                 }
                 let _ = write!(out, "\n({})", affected(audit, stage).join("; "));
             }
-            if all.len() > 1 {
+            if let [_, rest @ ..] = &all[..]
+                && !rest.is_empty()
+            {
                 let _ = write!(
                     out,
-                    "\n{} more by {}: {}",
-                    plural(all.len() - 1, "stage"),
-                    if all.len() == 2 { "itself" } else { "themselves" },
-                    named(&all[1..])
+                    "\n{}, each by itself: {}",
+                    plural(rest.len(), "more stage"),
+                    named(rest)
                 );
             }
-            out + "\nEach stage was recomputed from what the engine itself had: the error arises here and is not passed on from before."
+            out += "\nEach stage was recomputed from what the engine itself had: an error arises where it is shown.";
+            out + &everywhere(audit)
         }
         Verdict::Unmeasured { because } => {
             let clean = match audit.stages.len() {
@@ -524,6 +525,23 @@ pub(crate) fn verdict(audit: &Audit) -> String {
             };
             format!("UNMEASURED: {because}{clean}")
         }
+    }
+}
+
+/// What to try if a stage is wrong in each layer, which faults seldom are and arithmetics are.
+fn everywhere(audit: &Audit) -> String {
+    let layers = |wrong: bool, stage: Stage| {
+        let of_stage =
+            audit.stages.iter().filter(|s| s.site.stage == stage && s.site.layer.is_some());
+        of_stage.filter(|s| !wrong || s.is_fault()).count()
+    };
+    let everywhere = Stage::all()
+        .find(|&stage| layers(false, stage) > 1 && layers(true, stage) == layers(false, stage));
+    match everywhere {
+        Some(stage) => format!(
+            "\nEvery layer's {stage} is wrong: is the arithmetic the engine's? `apr audit --arithmetic list` lists others."
+        ),
+        None => String::new(),
     }
 }
 

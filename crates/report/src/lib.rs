@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod check;
 pub mod diff;
+pub mod html;
 pub mod inspect;
 mod json;
 mod table;

@@ -1,0 +1,124 @@
+//! Findings as one HTML file that needs nothing else: no script, no font, no image, no network.
+//!
+//! Its first line is the verdict. Heat maps are tables, so that screen readers and text browsers have them too; charts are
+//! inline SVG with their numbers in words beside them. No colour says anything that a sign, a word or a number does
+//! not. `maud` escapes whatever comes from files.
+
+mod audit;
+mod chart;
+mod heat;
+mod palette;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+pub use audit::audit;
+
+const STYLE: &str = include_str!("html/page.css");
+
+/// How bad the news is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tone {
+    Good,
+    Bad,
+    Unknown,
+}
+
+impl Tone {
+    /// By the first word of a verdict.
+    pub(crate) fn of(verdict: &str) -> Self {
+        match verdict.split([' ', ':']).next() {
+            Some("MATCH" | "DRIFT") => Self::Good,
+            Some("DIVERGES") => Self::Bad,
+            _ => Self::Unknown,
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Bad => "bad",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Good => "✓",
+            Self::Bad => "✗",
+            Self::Unknown => "?",
+        }
+    }
+}
+
+/// A page under construction.
+#[derive(Debug)]
+pub(crate) struct Page {
+    about: String,
+    verdict: String,
+    sections: Vec<Section>,
+}
+
+#[derive(Debug)]
+struct Section {
+    id: String,
+    heading: String,
+    body: Markup,
+}
+
+impl Page {
+    /// A page about something, with its verdict: the first line is the headline.
+    pub(crate) fn new(about: String, verdict: String) -> Self {
+        Self { about, verdict, sections: Vec::new() }
+    }
+
+    /// Adds a section that links can point at by `id`.
+    pub(crate) fn section(&mut self, id: &str, heading: &str, body: Markup) {
+        self.sections.push(Section { id: id.to_owned(), heading: heading.to_owned(), body });
+    }
+
+    /// The file.
+    pub(crate) fn render(self) -> String {
+        let tone = Tone::of(&self.verdict);
+        let mut lines = self.verdict.lines();
+        let headline = lines.next().unwrap_or_default();
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (headline) " – " (self.about) }
+                    style { (PreEscaped(STYLE)) (PreEscaped(palette::css())) }
+                }
+                body {
+                    header.(tone.class()) {
+                        h1 { span.sign aria-hidden="true" { (tone.sign()) } " " (headline) }
+                        @for line in lines { p { (line) } }
+                    }
+                    nav aria-label="Sections" {
+                        ul { @for section in &self.sections { li { a href={ "#" (section.id) } { (section.heading) } } } }
+                    }
+                    main {
+                        @for section in &self.sections {
+                            section id=(section.id) { h2 { (section.heading) } (section.body) }
+                        }
+                    }
+                    footer { "apr " (env!("CARGO_PKG_VERSION")) ": " (self.about) }
+                }
+            }
+        };
+        page.into_string()
+    }
+}
+
+/// Names and what they stand for; what is not known is left out.
+pub(crate) fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, Option<String>)>) -> Markup {
+    html! {
+        dl.facts {
+            @for (name, value) in facts {
+                @if let Some(value) = value { div { dt { (name) } dd { (value) } } }
+            }
+        }
+    }
+}
