@@ -105,6 +105,7 @@ impl Candidate {
             product: Units::of(DType::F32),
             attention: Units::of(self.attention),
             output: Units::of(self.output),
+            captured: 0.0,
             weights: 0.0,
         };
         let name = format!("{} ({})", self.name, self.about);
@@ -114,6 +115,18 @@ impl Candidate {
 }
 
 impl Declared {
+    /// The same of values that were captured as the types of `capture` say: perhaps in a narrower type than the engine's.
+    pub(crate) fn captured_by(mut self, capture: &Capture) -> Self {
+        let sites = capture.sites();
+        let infos = (0..capture.steps().len())
+            .flat_map(|step| sites.iter().filter_map(move |&site| capture.info(step, site)));
+        let unit = infos.map(|info| Units::of(info.dtype())).fold(0.0, f64::max);
+        if unit > self.units.output {
+            self.units.captured = unit;
+        }
+        self
+    }
+
     /// The names that [`Declared::named`] knows, with what they mean.
     pub fn names() -> Vec<(&'static str, &'static str)> {
         candidates().into_iter().map(|candidate| (candidate.name, candidate.about)).collect()
@@ -178,6 +191,7 @@ impl Declared {
             output: largest(
                 &mut ops.iter().filter(|op| op.op != "kv_append").map(|op| unit(&op.output)),
             ),
+            captured: 0.0,
             weights: 0.0,
         };
         let kv = kv.unwrap_or(DType::F32);

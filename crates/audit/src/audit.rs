@@ -244,6 +244,7 @@ fn infer(capture: &Capture, checkpoint: &Checkpoint, steps: &[Vec<u32>]) -> Resu
     let mut best: Option<(f64, Declared)> = None;
     let mut scores = Vec::new();
     for (name, candidate) in Declared::to_try() {
+        let candidate = candidate.captured_by(capture);
         let (model, mailbox) = replay::load(checkpoint, &candidate)?;
         let mut quiet = |_: Progress| {};
         let replay = Replay::new(capture, &model, mailbox, &steps[..1], &mut quiet);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use apr_capture::{Capture, Dims, Provenance, Recorder, RecorderOptions, manifest};
+use apr_capture::{Capture, Dims, Precision, Provenance, Recorder, RecorderOptions, manifest};
 use apr_format::Checkpoint;
 use apr_model::{
     Backend, Config, HostTensor, LogitRows, Model, Observer, ObserverError, Phase, Site, Step,
@@ -128,7 +128,10 @@ pub(crate) fn record_with(
     taps: TapSet,
     replaced: Option<(TapSet, &mut Replacements<'_>)>,
 ) -> Result<(Capture, Vec<Vec<u32>>)> {
-    let options = RecorderOptions::new(taps.clone());
+    let outputs = run.provenance().plan.iter().flat_map(|plan| &plan.ops).map(|op| &op.output);
+    let wide = outputs.into_iter().any(|output| output.eq_ignore_ascii_case("F64"));
+    let precision = if wide { Precision::F64 } else { Precision::F32 };
+    let options = RecorderOptions { precision, ..RecorderOptions::new(taps.clone()) };
     let dims = Dims::from(run.config());
     let mut recorder = Recorder::create(output, run.provenance().clone(), dims, options)?;
     let steps = match replaced {

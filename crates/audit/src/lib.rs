@@ -14,6 +14,7 @@
 
 mod arithmetic;
 mod audit;
+mod bisect;
 mod diagnosis;
 mod engine;
 mod error;
@@ -26,6 +27,10 @@ mod twin;
 
 pub use arithmetic::{ArithmeticFrom, ArithmeticOrigin, Declared};
 pub use audit::{Audit, NotMeasured, Options, Verdict, audit};
+pub use bisect::{
+    Against, Bisect, BisectOptions, BisectProgress, BisectVerdict, Blame, Culprit, Graft, Harm,
+    Parts, PromptDifference, SideReport, bisect,
+};
 pub use diagnosis::{Diagnosis, Explained, Geometry, diagnose};
 pub use engine::{Engine, Loaded, Run, Script, record};
 pub use error::{Error, Result};

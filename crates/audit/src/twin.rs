@@ -403,7 +403,11 @@ impl Backend for Twin {
     }
 
     fn upload(&self, value: HostTensor) -> Result<Triple> {
-        Ok(self.mailbox.incoming.take().unwrap_or_else(|| Triple::known(value.into())))
+        Ok(self.mailbox.incoming.take().unwrap_or_else(|| {
+            let known = Triple::known(value.into());
+            let slack = self.units.known(&known.exact).map(Arc::from);
+            Triple { slack, ..known }
+        }))
     }
 
     fn kernel(&self, op: Op<'_, Weight>) -> Kernel {

@@ -24,6 +24,8 @@ pub(crate) struct Units {
     pub(crate) attention: f64,
     /// Of the type that results are kept in.
     pub(crate) output: f64,
+    /// Of the type that values were captured in, where the engine had more than that: else 0.
+    pub(crate) captured: f64,
     /// How far the engine's weights may be from the stored ones, in [steps](apr_tensor::block::steps) of their types: 0
     /// where it has the same, half a step where it has those that these were rounded from.
     pub(crate) weights: f64,
@@ -42,8 +44,13 @@ impl Units {
 
     /// Of a result of magnitude `y` that is rounded `times` on the way to being kept.
     fn kept(&self, times: f64, y: f64) -> f64 {
-        // Captures hold f32 at best.
-        times * self.output.max(F32) * y.abs()
+        times * self.output.max(self.captured) * y.abs()
+    }
+
+    /// The slack of values that are known as captured, if they are not exactly those that the engine had.
+    pub(crate) fn known(&self, values: &Tensor<f64>) -> Option<Vec<f32>> {
+        let one = |x: &f64| root((self.captured * x).powi(2));
+        (self.captured > 0.0).then(|| values.data.iter().map(one).collect())
     }
 }
 
