@@ -344,7 +344,11 @@ class _Recorder:
         info = StepInfo(phase, ids, positions, tokens_text=None if None in texts else texts)
         layout = step_layout(self.model.dims, self.sites, positions, picked)
         self.taps.begin(self.writer.step(info, layout), positions, picked)
-        yield
+        try:
+            yield
+        except BaseException:
+            self.taps.abandon()
+            raise
         self.taps.end()
 
 

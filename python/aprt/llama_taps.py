@@ -41,15 +41,17 @@ class Taps:
 
     def end(self) -> None:
         """Ends the step; raises what the callback could not."""
-        self._step, step = None, self._step
-        self._parts.clear()
-        self._products.clear()
         if self._error is not None:
-            if step is not None:
-                step.abandon()
+            self.abandon()
             raise self._error
+        self._step, step = None, self._step
         if step is not None:
             step.close()
+
+    def abandon(self) -> None:
+        self._step, step = None, self._step
+        if step is not None:
+            step.abandon()
 
     def _called(self, address: int, ask: bool, _user) -> bool:
         # An exception cannot pass through the library: it is kept, and raised by `end`.
@@ -68,10 +70,12 @@ class Taps:
             return False
 
     def _asked(self, tensor: ggml.Tensor, node: Node | None) -> bool:
-        if self._step is None:
-            self.seen.add(FLASH if ggml.op(tensor) == FLASH else node.stage if node else "")
-            return False
         if node is None:
+            if ggml.op(tensor) == FLASH:
+                self.seen.add(FLASH)
+            return False
+        self.seen.add(node.stage)
+        if self._step is None:
             return False
         # The softmax knows the scale of the scores, and their mask.
         by_softmax = node.stage == "attn_softmax" and self._wants("attn_scores", node.layer)
@@ -105,6 +109,7 @@ class Taps:
         parts = self._parts.setdefault((node.stage, node.layer), {})
         parts[node.part] = value
         if len(parts) == 3:
+            del self._parts[node.stage, node.layer]
             self._put(node, np.concatenate([parts[part] for part in "qkv"], axis=-1))
 
     def _in_halves(self, heads: np.ndarray) -> np.ndarray:
