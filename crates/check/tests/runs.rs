@@ -112,8 +112,9 @@ fn the_first_stage_that_breaks_a_promise_is_named() {
 
 #[test]
 fn row_head_and_channel_are_those_of_the_spoilt_element() {
-    // The sixth element of the last row of each step: of the only row, of the third, of the twelfth.
-    let (at, _) = one_bit(&only_break(Mischief::DecodeLinear, Check::Decode)).to_owned();
+    // What is spoilt is the sixth element of the last row of a step.
+    let found = only_break(Mischief::DecodeLinear, Check::Decode);
+    let (at, _) = one_bit(&found);
     assert_eq!((at.position, at.head, at.channel), (0, None, Some(5)));
     let found = only_break(Mischief::LaterChunks, Check::Chunks);
     assert_eq!(one_bit(&found).0.position, 5, "the last row of the second chunk");

@@ -51,6 +51,18 @@ fn a_tokenizer_that_loses_capitals_does_not_give_texts_back() {
 }
 
 #[test]
+fn a_token_whose_own_text_cannot_be_spelt_is_named() {
+    let model = changed("tokenizer.json", |json| {
+        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+        let id = vocab.remove("~").expect("every byte has a token");
+        vocab.insert("~q".to_owned(), id);
+    });
+    let found = of(model.path(), Check::TokenIds);
+    assert!(said(&found).starts_with("\"~q\", the text of token "), "{}", said(&found));
+    assert!(said(&of(model.path(), Check::Tokenizer)).contains("would lose text"));
+}
+
+#[test]
 fn a_tokenizer_of_another_model_has_ids_that_the_embedding_lacks() {
     let model = changed("config.json", |_| {});
     let other = apr_testkit::fixture("pycoder-3m/tokenizer.json");
