@@ -10,15 +10,10 @@
 
 pub(crate) mod slack;
 
-use std::{
-    cell::RefCell,
-    ops::Range,
-    rc::Rc,
-    sync::{Arc, OnceLock},
-};
+use std::{cell::RefCell, ops::Range, rc::Rc, sync::Arc};
 
 use apr_model::*;
-use apr_reference::{Arithmetic, Reference, Tensor as Plain};
+use apr_reference::{Activations, Arithmetic, Operand, Reference, Tensor as Plain, products};
 use apr_tensor::{DType, Stored, activation::ActivationType};
 
 pub(crate) use slack::{Units, WeightRow};
@@ -117,7 +112,6 @@ pub(crate) struct Mailbox {
 #[derive(Debug)]
 pub(crate) struct Weight {
     pub(crate) parts: Vec<Stored>,
-    rows: OnceLock<Vec<WeightRow>>,
 }
 
 impl Weight {
@@ -198,7 +192,7 @@ impl Backend for Twin {
     }
 
     fn weight(&self, parts: &[Stored]) -> Result<Weight> {
-        Ok(Weight { parts: self.exact.weight(parts)?, rows: OnceLock::new() })
+        Ok(Weight { parts: self.exact.weight(parts)? })
     }
 
     fn vector(&self, parts: &[Stored]) -> Result<Vec<f64>> {
@@ -225,19 +219,16 @@ impl Backend for Twin {
     }
 
     fn linear(&self, x: &Triple, w: &Weight) -> Result<Triple> {
-        let exact = Arc::new(self.exact.linear(&x.exact, &w.parts)?);
-        let emulated = match x.is_one() && !self.rounds(w) {
-            true => exact.clone(),
-            false => Arc::new(self.emulated.linear(&x.emulated, &w.parts)?),
-        };
-        let rows = match w.rows.get() {
-            Some(rows) => rows,
-            None => {
-                let rows = slack::weight_rows(&self.units, &w.parts)?;
-                w.rows.get_or_init(|| rows)
-            }
-        };
-        let mut slack = slack::linear(&self.units, &x.emulated, rows, &emulated);
+        let exact = Operand { x: &x.exact, activations: &Activations::Plain };
+        let emulated = Operand { x: &x.emulated, activations: &self.arithmetic.activations };
+        let one = x.is_one() && !self.rounds(w);
+        let operands: &[_] = if one { &[emulated] } else { &[exact, emulated] };
+        let units = &self.units;
+        let weight_row = |part: &_, row, w: &_| WeightRow::new(units, part, row, w);
+        let (mut y, rows) = products(operands, &w.parts, weight_row)?;
+        let emulated = Arc::new(y.pop().expect("one for each operand"));
+        let exact = y.pop().map_or_else(|| emulated.clone(), Arc::new);
+        let mut slack = slack::linear(&self.units, &x.emulated, &rows, &emulated);
         if let Some(before) = &x.slack {
             let kind = |dtype| self.arithmetic.activations.of(dtype);
             slack::through_linear(&mut slack, &x.emulated, before, &w.parts, kind)?;

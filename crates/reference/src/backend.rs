@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use apr_model::*;
-use apr_tensor::{
-    DType, Stored,
-    activation::{ActivationType, Q8Row},
-};
-
+use apr_tensor::{DType, Stored, activation::ActivationType};
 use rayon::prelude::*;
 
-use crate::{Arithmetic, Real, Tensor};
+use crate::{
+    Arithmetic, Operand, Real, Tensor,
+    linear::{Rounded, dot},
+    products,
+};
 
 /// The reference backend in `F`, computing as `Arithmetic` declares.
 #[derive(Clone, Debug)]
@@ -104,37 +104,9 @@ impl<F: Real> Backend for Reference<F> {
     }
 
     fn linear(&self, x: &Tensor<F>, w: &Vec<Stored>) -> Result<Tensor<F>> {
-        let n = x.shape[0];
-        let out: usize = w.iter().map(|part| part.shape().rows()).sum();
-        // [out, n]: a thread owns whole rows of it.
-        let mut columns = Tensor::zeros([out, n]);
-        let mut rest = &mut columns.data[..];
-        for part in w {
-            let (columns, after) = rest.split_at_mut(part.shape().rows() * n);
-            rest = after;
-            let x: Vec<Rounded<F>> = x
-                .rows()
-                .map(|row| Rounded::new(row, self.arithmetic.activations.of(part.dtype())))
-                .collect();
-            columns.par_chunks_exact_mut(n.max(1)).enumerate().try_for_each_init(
-                || (vec![0.0f32; part.shape().cols()], Vec::new()),
-                |(stored, wide), (row, y)| {
-                    part.dequantize_row(row, stored)?;
-                    wide.clear();
-                    wide.extend(stored.iter().map(|&w| F::of(w.into())));
-                    for (y, x) in y.iter_mut().zip(&x) {
-                        let correction = x.min_correction(part.dtype(), part.row_bytes(row));
-                        *y = dot(&x.row, wide) + correction;
-                    }
-                    Ok::<_, Error>(())
-                },
-            )?;
-        }
-        let mut y = Tensor::zeros([n, out]);
-        for (i, row) in y.data.chunks_exact_mut(out).enumerate() {
-            row.iter_mut().enumerate().for_each(|(column, y)| *y = columns.data[column * n + i]);
-        }
-        Ok(y)
+        let operand = Operand { x, activations: &self.arithmetic.activations };
+        let (mut y, _) = products(&[operand], w, |_, _, _| Ok(()))?;
+        Ok(y.pop().expect("one for each operand"))
     }
 
     fn add_bias(&self, x: &Tensor<F>, bias: &Vec<F>) -> Result<Tensor<F>> {
@@ -313,48 +285,7 @@ impl<F: Real> Reference<F> {
     }
 }
 
-/// The lanes that a sum of products is kept in: enough to keep a processor busy.
-const LANES: usize = 8;
-
-/// The sum of the products of two slices of one length: element `i` goes to lane `i % LANES`, lanes are added in order.
-fn dot<F: Real>(x: &[F], y: &[F]) -> F {
-    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-    let mut lanes = [F::of(0.0); LANES];
-    for (x, y) in x.iter().zip(y) {
-        for lane in 0..LANES {
-            lanes[lane] = lanes[lane] + x[lane] * y[lane];
-        }
-    }
-    let rest = x_rest.iter().zip(y_rest).map(|(&x, &y)| x * y);
-    lanes.into_iter().chain(rest).sum()
-}
-
 /// The elements of `x`, each rounded to a float type.
 fn round<F: Real>(x: &Tensor<F>, kind: ActivationType) -> Vec<F> {
     Rounded::new(&x.data, kind).row
-}
-
-/// A row of activations as an engine holds it that rounds them.
-struct Rounded<F> {
-    row: Vec<F>,
-    quantized: Option<Q8Row>,
-}
-
-impl<F: Real> Rounded<F> {
-    fn new(row: &[F], kind: ActivationType) -> Self {
-        if kind == ActivationType::F32 {
-            return Self { row: row.to_vec(), quantized: None };
-        }
-        // Engines round activations that they hold in f32.
-        let single: Vec<f32> = row.iter().map(|&x| x.wide() as f32).collect();
-        let mut wide = vec![0.0f64; single.len()];
-        kind.round_row(&single, &mut wide);
-        let row = wide.into_iter().map(F::of).collect();
-        Self { row, quantized: kind.quantize_row(&single) }
-    }
-
-    /// What the engine's dot product has beyond the sum of products; see [`Q8Row::min_correction`].
-    fn min_correction(&self, dtype: DType, weights: &[u8]) -> F {
-        F::of(self.quantized.as_ref().map_or(0.0, |q| q.min_correction(dtype, weights)))
-    }
 }

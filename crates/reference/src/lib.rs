@@ -1,5 +1,5 @@
-//! The obvious backend: plain loops, short enough to check against the paper. They run on all cores and
-//! are otherwise not optimised.
+//! The obvious backend: plain loops, short enough to check against the paper. They run on all cores; the
+//! product with a matrix alone is also arranged for speed.
 //!
 //! It is what every other backend is measured against. In f64 it is *exact* for our purposes: its rounding is
 //! a billion times below that of any engine it judges. It can also *emulate*: round activations and
@@ -8,10 +8,12 @@
 
 mod arithmetic;
 mod backend;
+mod linear;
 mod real;
 mod tensor;
 
 pub use arithmetic::{Activations, Arithmetic};
 pub use backend::{Kv, Reference};
+pub use linear::{Operand, products};
 pub use real::Real;
 pub use tensor::Tensor;

@@ -85,15 +85,23 @@ pub(crate) struct WeightRow {
 }
 
 impl RowNorm {
-    fn of<T: Copy + Into<f64>>(row: &[T]) -> Self {
-        let mut this = Self::default();
-        for &x in row {
-            let x: f64 = x.into();
-            this.max = this.max.max(x.abs());
-            this.norm += x * x;
+    pub(crate) fn of<T: Copy + Into<f64>>(row: &[T]) -> Self {
+        // In lanes, which processors have.
+        let (lanes, rest) = row.as_chunks::<8>();
+        let (mut max, mut squares) = ([0.0f64; 8], [0.0; 8]);
+        for row in lanes {
+            for (i, &x) in row.iter().enumerate() {
+                let x: f64 = x.into();
+                max[i] = max[i].max(x.abs());
+                squares[i] += x * x;
+            }
         }
-        this.norm = this.norm.sqrt();
-        this
+        for (i, &x) in rest.iter().enumerate() {
+            let x: f64 = x.into();
+            max[i] = max[i].max(x.abs());
+            squares[i] += x * x;
+        }
+        Self { max: max.into_iter().fold(0.0, f64::max), norm: squares.iter().sum::<f64>().sqrt() }
     }
 
     /// A bound on the norm of the products of two rows, element by element.
@@ -107,28 +115,17 @@ impl WeightRow {
     pub(crate) fn certain(row: &[f32]) -> Self {
         Self { values: RowNorm::of(row), steps: RowNorm::default() }
     }
-}
 
-/// The rows of a matrix in parts.
-pub(crate) fn weight_rows(units: &Units, parts: &[Stored]) -> Result<Vec<WeightRow>> {
-    let mut all = Vec::new();
-    for part in parts {
-        let rows = (0..part.shape().rows()).into_par_iter().map_init(
-            || vec![0.0f32; part.shape().cols()],
-            |buffer, row| {
-                part.dequantize_row(row, buffer)?;
-                let values = RowNorm::of(buffer);
-                let mut steps = RowNorm::default();
-                if units.weights > 0.0 {
-                    part.row_steps(row, buffer)?;
-                    steps = RowNorm::of(buffer);
-                }
-                Ok::<_, Error>(WeightRow { values, steps })
-            },
-        );
-        all.append(&mut rows.collect::<Result<Vec<_>>>()?);
+    /// Row `row` of `part`, which holds `values`.
+    pub(crate) fn new(units: &Units, part: &Stored, row: usize, values: &[f32]) -> Result<Self> {
+        let mut steps = RowNorm::default();
+        if units.weights > 0.0 {
+            let mut of_row = vec![0.0f32; values.len()];
+            part.row_steps(row, &mut of_row)?;
+            steps = RowNorm::of(&of_row);
+        }
+        Ok(Self { values: RowNorm::of(values), steps })
     }
-    Ok(all)
 }
 
 /// Rows of a table: scale times quant less minimum may round once or twice.
