@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use apr_audit::{Audit, Declared, Options, Verdict, audit};
+use apr_audit::{Declared, Options, Verdict, audit, diagnose};
 use apr_capture::{Capture, Dims, NameMap, OpenOptions};
 use apr_format::Checkpoint;
-use apr_report::{audit as report, html, plural};
+use apr_report::{
+    audit::{self as report, AuditReport},
+    html, plural,
+};
 
 use crate::{
     args::{PromptArgs, token_id},
@@ -23,6 +26,9 @@ Examples:
   apr audit --arithmetic list
 
 Exit codes: 0 match, 1 a stage is wrong, 2 error, 3 nothing (or not everything) could be judged.";
+
+/// Of more faults than this, the later ones mostly follow from the others.
+const FAULTS_EXPLAINED: usize = 8;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -109,7 +115,12 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     let audited = audit(&capture, &checkpoint, &options, &mut |at| progress.set(at.done, at.total));
     progress.finish();
     let audited = audited?;
-    args.show(&audited, &capture)?;
+    let diagnoses = diagnose(&capture, &checkpoint, &audited, FAULTS_EXPLAINED)?;
+    args.show(&AuditReport {
+        audit: &audited,
+        diagnoses: &diagnoses,
+        provenance: capture.provenance(),
+    })?;
     Ok(Exit::from(&audited.verdict))
 }
 
@@ -158,17 +169,16 @@ impl ReadingArgs {
 }
 
 impl Args {
-    fn show(&self, audit: &Audit, capture: &Capture) -> Result<()> {
+    fn show(&self, report: &AuditReport<'_>) -> Result<()> {
         if let Some(path) = &self.shown.html {
-            output::write_whole(path, &html::audit(audit, capture.provenance()))?;
+            output::write_whole(path, &html::audit(report))?;
             output::tell(format_args!("the page is {}", path.display()));
         }
         if self.shown.json {
-            return output::print_json(audit);
+            return output::print_json(report);
         }
         let limit = if self.shown.all { usize::MAX } else { self.shown.limit };
-        let options = report::Options { limit, colour: output::coloured() };
-        output::print(&report::text(audit, capture.provenance(), &options))
+        output::print(&report.text(&report::Options { limit, colour: output::coloured() }))
     }
 }
 

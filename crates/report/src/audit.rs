@@ -1,4 +1,4 @@
-//! Audits as text. Their JSON is the [`Audit`] itself.
+//! Audits as text and as JSON.
 //!
 //! The map shows every stage of every layer as one sign, the table the stages that are furthest from what they may be, and
 //! each wrong stage is told at length. The verdict comes last, where a terminal ends.
@@ -9,15 +9,37 @@ use std::{
 };
 
 use apr_audit::{
-    ArithmeticFrom, ArithmeticOrigin, Audit, Finding, Group, NotMeasured, StageAudit, Test, Verdict,
+    ArithmeticFrom, ArithmeticOrigin, Audit, Diagnosis, Finding, Group, NotMeasured, StageAudit,
+    Test, Verdict,
 };
 use apr_capture::Provenance;
 use apr_model::{Site, Stage};
+use serde::{Serialize, Serializer};
 
 use crate::{
     table::{lines, magnitude, number, plural, table},
     words,
 };
+
+/// An audit and what is known about it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AuditReport<'a> {
+    /// The audit.
+    #[serde(flatten)]
+    pub audit: &'a Audit,
+    /// What is the matter with the stages that are wrong.
+    pub diagnoses: &'a [Diagnosis],
+    /// Where the capture comes from, if it says so; in JSON, what made it.
+    #[serde(rename = "made_by", serialize_with = "maker")]
+    pub provenance: Option<&'a Provenance>,
+}
+
+fn maker<S: Serializer>(
+    provenance: &Option<&Provenance>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    provenance.map(made_by).serialize(serializer)
+}
 
 /// How an audit is told.
 #[derive(Clone, Copy, Debug)]
@@ -33,31 +55,52 @@ const FAULTS_TOLD: usize = 8;
 /// Sites that are named in a list.
 const SITES_NAMED: usize = 6;
 
-/// The audit of a capture that came from where `provenance` says.
-pub fn text(audit: &Audit, provenance: Option<&Provenance>, options: &Options) -> String {
-    let paint = Paint(options.colour);
-    let mut out = header(audit, provenance);
-    if !audit.stages.is_empty() {
+impl AuditReport<'_> {
+    /// The report as text.
+    pub fn text(&self, options: &Options) -> String {
+        let (audit, paint) = (self.audit, Paint(options.colour));
+        let mut out = header(audit, self.provenance);
+        if !audit.stages.is_empty() {
+            out += "\n";
+            out += &paint.signs(&map(audit));
+            out += "\n";
+            out += &paint.signs(&worst_stages(audit, options.limit));
+        }
+        out += &faults(audit, self.diagnoses, paint);
+        out += &not_measured(&audit.not_measured);
         out += "\n";
-        out += &paint.signs(&map(audit));
-        out += "\n";
-        out += &paint.signs(&worst_stages(audit, options.limit));
+        out + &paint.verdict(&self.verdict()) + "\n"
     }
+
+    /// What follows, in words to act on; the first word is the verdict.
+    pub(crate) fn verdict(&self) -> String {
+        verdict(self.audit, self.diagnoses)
+    }
+
+    /// What is the matter with the stage at `site`.
+    pub(crate) fn diagnosis(&self, site: Site) -> Option<&Diagnosis> {
+        self.diagnoses.iter().find(|diagnosis| diagnosis.site == site)
+    }
+}
+
+/// The wrong stages at length.
+pub(crate) fn faults(audit: &Audit, diagnoses: &[Diagnosis], paint: Paint) -> String {
+    let mut out = String::new();
     for stage in audit.faults().take(FAULTS_TOLD) {
-        let _ = write!(
-            out,
-            "\n{} {}: {}\n",
-            paint.signs(sign(stage.finding)),
-            stage.site,
-            words::site(stage.site)
-        );
+        let sign = paint.signs(sign(stage.finding));
+        let _ = writeln!(out, "\n{sign} {}: {}", stage.site, words::site(stage.site));
+        if let Some(diagnosis) = diagnoses.iter().find(|diagnosis| diagnosis.site == stage.site) {
+            let _ = writeln!(out, "  {diagnosis}");
+        }
         for line in fault(audit, stage) {
             let _ = writeln!(out, "  {line}");
         }
     }
-    out += &not_measured(&audit.not_measured);
-    out += "\n";
-    out + &paint.verdict(&verdict(audit)) + "\n"
+    let more = audit.faults().count().saturating_sub(FAULTS_TOLD);
+    if more > 0 {
+        let _ = writeln!(out, "\nand {}, in the table", plural(more, "more wrong stage"));
+    }
+    out
 }
 
 fn header(audit: &Audit, provenance: Option<&Provenance>) -> String {
@@ -186,7 +229,7 @@ impl<'a> Places<'a> {
 }
 
 /// Every stage of every layer as one sign.
-fn map(audit: &Audit) -> String {
+pub(crate) fn map(audit: &Audit) -> String {
     const NAMES: usize = 20;
     let places = Places::of(audit);
     let mut ruler = String::new();
@@ -379,7 +422,7 @@ pub(crate) fn affected(audit: &Audit, stage: &StageAudit) -> Vec<String> {
             listed.sort_unstable();
             let listed = words::numbers(listed);
             match stage.channels_beyond > stage.channels.len() {
-                true => format!("the worst are {listed}"),
+                true => format!("{listed} among them"),
                 false => listed,
             }
         }));
@@ -452,8 +495,7 @@ pub(crate) fn reasons(missing: &[NotMeasured]) -> Vec<String> {
     by_reason.into_iter().map(line).collect()
 }
 
-/// What follows, in words to act on; the first word is the verdict.
-pub(crate) fn verdict(audit: &Audit) -> String {
+fn verdict(audit: &Audit, diagnoses: &[Diagnosis]) -> String {
     let judged = plural(audit.stages.len(), "stage");
     match &audit.verdict {
         Verdict::Match => {
@@ -503,6 +545,9 @@ pub(crate) fn verdict(audit: &Audit) -> String {
                 }
                 let _ = write!(out, "\n({})", affected(audit, stage).join("; "));
             }
+            if let Some(diagnosis) = diagnoses.iter().find(|diagnosis| diagnosis.site == *first) {
+                let _ = write!(out, "\n{diagnosis}");
+            }
             if let [_, rest @ ..] = &all[..]
                 && !rest.is_empty()
             {
@@ -547,7 +592,7 @@ fn everywhere(audit: &Audit) -> String {
 
 /// Colour on terminals. Signs and words say the same without it.
 #[derive(Clone, Copy, Debug)]
-struct Paint(bool);
+pub(crate) struct Paint(pub(crate) bool);
 
 const RED: &str = "1;31";
 const GREEN: &str = "32";
@@ -559,7 +604,7 @@ impl Paint {
     }
 
     /// `text` with its signs coloured.
-    fn signs(self, text: &str) -> String {
+    pub(crate) fn signs(self, text: &str) -> String {
         let mut out = text.to_owned();
         for (sign, code) in [("✗", RED), ("≈", YELLOW), ("✓", GREEN), ("·", GREEN), ("FAULT", RED)]
         {
@@ -569,11 +614,11 @@ impl Paint {
     }
 
     /// `text` with its first word coloured.
-    fn verdict(self, text: &str) -> String {
+    pub(crate) fn verdict(self, text: &str) -> String {
         let end = text.find([' ', ':']).unwrap_or(text.len());
         let (word, rest) = text.split_at(end);
         let code = match word {
-            "MATCH" => GREEN,
+            "MATCH" | "DRIFT" => GREEN,
             "DIVERGES" => RED,
             _ => YELLOW,
         };

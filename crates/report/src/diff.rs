@@ -355,7 +355,7 @@ pub(crate) fn categories<At>(m: &Metrics<At>) -> String {
     }
 }
 
-fn tokens(logits: &Logits) -> String {
+pub(crate) fn tokens(logits: &Logits) -> String {
     let rows = plural(logits.rows + logits.rows_with_nan, "row");
     let mut out = format!("next token: the favourite agrees in {} of {rows}", logits.argmax_agree);
     if let Some(d) = &logits.first_disagreement {

@@ -5,6 +5,7 @@
 //! not. `maud` escapes whatever comes from files.
 
 mod audit;
+mod bisect;
 mod chart;
 mod heat;
 mod palette;
@@ -12,6 +13,7 @@ mod palette;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 pub use audit::audit;
+pub use bisect::bisect;
 
 const STYLE: &str = include_str!("html/page.css");
 
@@ -121,4 +123,9 @@ pub(crate) fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, Option<String>
             }
         }
     }
+}
+
+/// Lines as a list.
+pub(crate) fn list(lines: &[String]) -> Markup {
+    html! { ul { @for line in lines { li { (line) } } } }
 }

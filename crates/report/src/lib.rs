@@ -4,14 +4,17 @@
 //! the text stands in the JSON too. Nothing is computed here beyond sums for a footer, and nothing is printed.
 
 pub mod audit;
+pub mod bisect;
 pub mod check;
 pub mod diff;
 pub mod html;
 pub mod inspect;
 mod json;
+mod logits;
 mod table;
 pub mod tensors;
 pub mod trace;
 mod words;
 
+pub use logits::{Favourite, LogitRow};
 pub use table::{bytes, number, plural};

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use crate::{
     audit::{
-        Places, arithmetic, excess, fault, made_by, place, reasons, sign, verdict, word,
+        AuditReport, Places, arithmetic, excess, fault, made_by, place, reasons, sign, word,
         worst_first,
     },
     table::{magnitude, number, plural},
@@ -16,7 +16,7 @@ use crate::{
 use super::{
     Page,
     chart::{self, Bar, Series},
-    facts, heat,
+    facts, heat, list,
 };
 
 /// Wrong stages that are shown at length.
@@ -24,29 +24,29 @@ const FAULTS_SHOWN: usize = 12;
 /// Rows and channels that are listed of one.
 const LISTED: usize = 64;
 
-/// The page of the audit of a capture that came from where `provenance` says.
-pub fn audit(audit: &Audit, provenance: Option<&Provenance>) -> String {
-    let mut page = Page::new(format!("audit of {}", audit.capture), verdict(audit));
-    sections(&mut page, audit, provenance, "", "");
+/// Of those, as many are unfolded.
+const FAULTS_OPEN: usize = 3;
+
+/// The page of an audit.
+pub fn audit(report: &AuditReport<'_>) -> String {
+    let mut page = Page::new(format!("audit of {}", report.audit.capture), report.verdict());
+    sections(&mut page, report, "", "");
     page.render()
 }
 
 /// The sections of an audit, of a side of several if `side` says which: ` of A`. `prefix` tells their ids apart.
-pub(crate) fn sections(
-    page: &mut Page,
-    audit: &Audit,
-    provenance: Option<&Provenance>,
-    prefix: &str,
-    side: &str,
-) {
+pub(super) fn sections(page: &mut Page, report: &AuditReport<'_>, prefix: &str, side: &str) {
+    let audit = report.audit;
     let mut add = |id: &str, heading: &str, body: Markup| {
         page.section(&format!("{prefix}{id}"), &format!("{heading}{side}"), body);
     };
-    if audit.faults().next().is_some() {
-        add("faults", "Wrong stages", faults(audit));
-    }
     if !audit.stages.is_empty() {
         add("map", "Stages by layer", maps(audit));
+    }
+    if audit.faults().next().is_some() {
+        add("faults", "Wrong stages", faults(report));
+    }
+    if !audit.stages.is_empty() {
         let places = Places::of(audit);
         if places.layers > 1 {
             add("layers", "Errors by layer", drift(audit, places.layers));
@@ -58,11 +58,7 @@ pub(crate) fn sections(
     if !audit.stages.is_empty() {
         add("stages", "All stages", stages(audit));
     }
-    add("origin", "Where it comes from", origin(audit, provenance));
-}
-
-pub(crate) fn list(lines: &[String]) -> Markup {
-    html! { ul { @for line in lines { li { (line) } } } }
+    add("origin", "Where it comes from", origin(audit, report.provenance));
 }
 
 fn maps(audit: &Audit) -> Markup {
@@ -115,10 +111,16 @@ fn drift(audit: &Audit, layers: usize) -> Markup {
     }
 }
 
-fn faults(audit: &Audit) -> Markup {
-    let all: Vec<&StageAudit> = audit.faults().collect();
+fn faults(report: &AuditReport<'_>) -> Markup {
+    let all: Vec<&StageAudit> = report.audit.faults().collect();
     html! {
-        @for stage in all.iter().take(FAULTS_SHOWN) { (fault_at_length(audit, stage)) }
+        @for (index, stage) in all.iter().take(FAULTS_SHOWN).enumerate() {
+            details.fault open[index < FAULTS_OPEN] {
+                summary { (sign(stage.finding)) " " code { (stage.site) } ": " (words::site(stage.site)) }
+                @if let Some(diagnosis) = report.diagnosis(stage.site) { p.diagnosis { strong { (diagnosis) } } }
+                (fault_at_length(report.audit, stage))
+            }
+        }
         @if all.len() > FAULTS_SHOWN {
             p { "And " (plural(all.len() - FAULTS_SHOWN, "more wrong stage")) ", in the table of all stages." }
         }
@@ -126,7 +128,7 @@ fn faults(audit: &Audit) -> Markup {
 }
 
 /// A wrong stage: in words, by rows and by channels.
-pub(crate) fn fault_at_length(audit: &Audit, stage: &StageAudit) -> Markup {
+fn fault_at_length(audit: &Audit, stage: &StageAudit) -> Markup {
     let many_steps = audit.steps > 1;
     let rows: Vec<Bar> = stage
         .rows
@@ -134,16 +136,14 @@ pub(crate) fn fault_at_length(audit: &Audit, stage: &StageAudit) -> Markup {
         .map(|row| Bar {
             label: row.position.to_string(),
             name: row.position.to_string(),
-            value: row.errors.unexplained,
+            value: shown(row.errors.unexplained, row.errors.bound * stage.row_limit, row.beyond),
             limit: row.errors.bound * stage.row_limit,
             beyond: row.beyond,
         })
         .collect();
     let channels = profile(stage);
     html! {
-        article {
-            h3 { (sign(stage.finding)) " " code { (stage.site) } ": " (words::site(stage.site)) }
-            (list(&fault(audit, stage)))
+        (list(&fault(audit, stage)))
             @if rows.len() > 1 {
                 figure {
                     figcaption { "Unexplained error by position; the line is the most that accumulation may leave, ✗ is beyond it." }
@@ -175,8 +175,12 @@ pub(crate) fn fault_at_length(audit: &Audit, stage: &StageAudit) -> Markup {
                     (numbers("channel", stage.channels.iter().map(|c| (c.channel.to_string(), c.errors))))
                 }
             }
-        }
     }
+}
+
+/// What is beyond its limit though its numbers are not has a NaN, and no height is enough for that.
+fn shown(value: f64, limit: f64, beyond: bool) -> f64 {
+    if beyond && value <= limit { f64::INFINITY } else { value }
 }
 
 /// The channels of a stage in bins of neighbours.

@@ -1,5 +1,7 @@
 //! Heat maps of stages over layers: tables of coloured numbers.
 
+use std::collections::BTreeMap;
+
 use apr_audit::Finding;
 use apr_model::Site;
 use maud::{Markup, html};
@@ -10,7 +12,7 @@ use super::palette;
 
 /// A place of a heat map.
 #[derive(Debug)]
-pub(crate) struct Cell {
+struct Cell {
     class: String,
     text: String,
     title: String,
@@ -18,7 +20,7 @@ pub(crate) struct Cell {
 
 impl Cell {
     /// A relative error, told by its decimal exponent.
-    pub(crate) fn error(site: Site, what: &str, error: f64) -> Self {
+    fn error(site: Site, what: &str, error: f64) -> Self {
         Self {
             class: palette::of_error(error),
             text: match error {
@@ -42,6 +44,23 @@ pub(crate) fn local(places: &Places<'_>) -> Markup {
     };
     html! {
         (table(places, "Local error by stage and layer", cell))
+        (legend(palette::errors()))
+    }
+}
+
+/// Errors that were measured elsewhere, on the map of an audit.
+pub(crate) fn errors(
+    places: &Places<'_>,
+    caption: &str,
+    what: &str,
+    errors: &BTreeMap<Site, f64>,
+) -> Markup {
+    let cell = |site: Site, _: Place<'_>| {
+        let missing = || Cell::plain("missing", "?", format!("{site}: not compared"));
+        Some(errors.get(&site).map_or_else(missing, |&error| Cell::error(site, what, error)))
+    };
+    html! {
+        (table(places, caption, cell))
         (legend(palette::errors()))
     }
 }
@@ -101,7 +120,7 @@ fn judged_or(
 }
 
 /// A table with a row per stage and a column per layer.
-pub(crate) fn table(
+fn table(
     places: &Places<'_>,
     caption: &str,
     cell: impl Fn(Site, Place<'_>) -> Option<Cell>,
