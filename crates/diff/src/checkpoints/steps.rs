@@ -37,9 +37,10 @@ pub struct Peak<At> {
 }
 
 impl Steps {
-    /// The largest root mean square, of anything from a block to a tensor, that rounding leaves.
+    /// The largest root mean square, of anything from a block to a tensor, that rounding leaves: half a step is as far off as
+    /// one number can be, where none is cut off.
     pub const RMS: f64 = 0.5;
-    /// The largest error of one element.
+    /// The largest error of one element: fitted scales cut off by more than half a step, and no quantiser seen by a whole one.
     pub const ELEMENT: f64 = 4.0;
 
     /// Whether rounding to the stored types explains the difference.
