@@ -20,7 +20,7 @@ use crate::{
     Error, NotMeasured, Result,
     arithmetic::Declared,
     judge::{Compared, Place, Record, Sums},
-    twin::{Mailbox, Triple, Twin},
+    twin::{Mailbox, Triple, Twin, Units},
 };
 
 /// How a replay is going.
@@ -36,6 +36,7 @@ pub struct Progress {
 pub(crate) struct Replay<'c> {
     capture: &'c Capture,
     config: Config,
+    units: Units,
     mailbox: Rc<Mailbox>,
     step: usize,
     taps: TapSet,
@@ -72,6 +73,7 @@ impl<'c> Replay<'c> {
         Self {
             capture,
             config: model.config().clone(),
+            units: model.backend().units,
             mailbox,
             step: 0,
             taps: TapSet::none(),
@@ -203,7 +205,7 @@ impl Observer for Replay<'_> {
         let head = head_width(site, &self.config);
         compare(record, self.step, first, &shown, &captured, &rows, head);
         if !is_inner(site) && site.stage != Stage::LmHead {
-            *self.mailbox.incoming.borrow_mut() = merged(&shown, &captured, &rows);
+            *self.mailbox.incoming.borrow_mut() = merged(&shown, &captured, &rows, &self.units);
             self.loaded = Some((site, captured));
         }
         self.done += 1;
@@ -243,7 +245,12 @@ fn is_inner(site: Site) -> bool {
 }
 
 /// `shown` with the captured rows in their place, where not all are captured.
-fn merged(shown: &Triple, captured: &CaptureTensor, rows: &[usize]) -> Option<Triple> {
+fn merged(
+    shown: &Triple,
+    captured: &CaptureTensor,
+    rows: &[usize],
+    units: &Units,
+) -> Option<Triple> {
     let all = shown.emulated.shape[0];
     if rows.len() == all {
         return None;
@@ -251,12 +258,13 @@ fn merged(shown: &Triple, captured: &CaptureTensor, rows: &[usize]) -> Option<Tr
     let (mut exact, mut emulated) = (Plain::clone(&shown.exact), Plain::clone(&shown.emulated));
     let mut slack = shown.slack.as_ref().map_or(vec![0.0; exact.data.len()], |s| s.to_vec());
     let width = exact.data.len() / all;
-    let values = captured.to_f64();
+    let values = Plain { shape: captured.shape().to_vec(), data: captured.to_f64() };
+    let known = units.known(&values).unwrap_or_else(|| vec![0.0; values.data.len()]);
     for (from, &row) in rows.iter().enumerate() {
-        let values = &values[from * width..][..width];
+        let values = &values.data[from * width..][..width];
         exact.data[row * width..][..width].copy_from_slice(values);
         emulated.data[row * width..][..width].copy_from_slice(values);
-        slack[row * width..][..width].fill(0.0);
+        slack[row * width..][..width].copy_from_slice(&known[from * width..][..width]);
     }
     Some(Triple::new(exact, emulated, slack))
 }
