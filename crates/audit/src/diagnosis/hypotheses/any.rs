@@ -386,13 +386,13 @@ fn constant_offset(suspect: &Suspect<'_>) -> Answer {
     let (expected, slack) = (&suspect.expected.emulated.data, slack_of(&suspect.expected));
     let guesses = regions(suspect).into_iter().map(|(words, inside)| {
         let (mut sum, mut weights) = (0.0, 0.0);
-        for i in judged_elements(suspect).filter(|&i| inside[i] && slack[i] > 0.0) {
+        let usable = |&i: &usize| inside[i] && slack[i] > 0.0 && captured.data[i].is_finite();
+        for i in judged_elements(suspect).filter(usable) {
             let weight = f64::from(slack[i]).powi(-2);
             sum += weight * (captured.data[i] - expected[i]);
             weights += weight;
         }
-        let by = if weights > 0.0 { sum / weights } else { 0.0 };
-        let by = super::rounded(by, 1e-5);
+        let by = if weights > 0.0 { super::rounded(sum / weights, 1e-5) } else { 0.0 };
         let value = suspect.elementwise(|i, x| if inside[i] { (x + by, 1.0) } else { (x, 1.0) });
         Ok(Guess::new(value, format!("{words} off by {by:+}")).with("offset", by))
     });

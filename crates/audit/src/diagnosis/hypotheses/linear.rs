@@ -40,7 +40,6 @@ pub(super) const TABLE: &[Hypothesis] = &[
     }),
     named("tail-block-dropped", PRODUCTS, |s| dropped(s, Dropped::Tail)),
     named("input-block-dropped", PRODUCTS, |s| dropped(s, Dropped::Block)),
-    named("weight-block-zeroed", PRODUCTS, |s| dropped(s, Dropped::OfSomeOutputs)),
     named("other-layer-weights", PRODUCTS, other_layer),
     named("other-tensor", PRODUCTS, other_tensor),
     named("rows-shifted", ROWS, |s| match s.site.stage {
@@ -52,6 +51,7 @@ pub(super) const TABLE: &[Hypothesis] = &[
         let (value, parts) = s.in_parts(&s.elementwise(|_, y| (-y, 1.0)))?;
         Ok(Some(Guess::new(value, of_part(&parts, "the sign is flipped"))))
     }),
+    fitted("weight-block-zeroed", PRODUCTS, |s| dropped(s, Dropped::OfSomeOutputs)),
     fitted("weight-scaled", PRODUCTS, scaled),
 ];
 
@@ -386,7 +386,9 @@ fn other_tensor(suspect: &Suspect<'_>) -> Answer {
     let mut others: Vec<(String, Stored)> = Vec::new();
     for &stage in PRODUCTS {
         let site = suspect.of_layer(stage);
-        if stage.is_whole_model() != suspect.site.stage.is_whole_model() {
+        // These two have a hypothesis of their own.
+        let exchanged = matches!((stage, suspect.site.stage), (FfnGate, FfnUp) | (FfnUp, FfnGate));
+        if exchanged || stage.is_whole_model() != suspect.site.stage.is_whole_model() {
             continue;
         }
         let parts = &model.weight(site).expect("layers have all of them").parts;

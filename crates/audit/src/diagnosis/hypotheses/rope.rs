@@ -27,8 +27,8 @@ pub(super) const TABLE: &[Hypothesis] = &[
         let value = rotated(s, &plain, s.case.rows.iter().copied())?;
         Ok(Some(Guess::new(value, "the frequencies are not scaled as the model's config says")))
     }),
-    named("rope-position-offset", ROPE, positions),
     named("partial-rotary", ROPE, partial),
+    fitted("rope-position-offset", ROPE, positions),
     fitted("rope-theta", ROPE, theta),
     fitted("rope-frequencies-scaled", ROPE, scaled),
 ];
