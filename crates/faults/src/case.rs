@@ -2,11 +2,12 @@
 
 use std::{fmt, path::Path};
 
-use apr_capture::{Dims, Provenance, Recorder, RecorderOptions, manifest};
+use apr_capture::{Dims, Precision, Provenance, Recorder, RecorderOptions, manifest};
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
 use apr_format::{Checkpoint, Draft};
 use apr_model::{Backend, Cache, Config, LogitRows, Model, Phase, Site, StepInput};
 use apr_reference::{Arithmetic, Reference};
+use apr_tensor::DType;
 use serde::Serialize;
 
 use crate::{
@@ -28,9 +29,9 @@ pub enum Engine {
     Cpu,
     /// Our CPU backend, rounding to f32 only.
     CpuF32,
-    /// The reference in f64.
+    /// The reference in f64, captured as that.
     Exact,
-    /// The reference, rounding where llama.cpp does.
+    /// The reference in f32, rounding where llama.cpp does.
     LlamaCpp,
 }
 
@@ -227,7 +228,7 @@ fn run(
             run_on(reference, model, prompt, fault, directory)
         }
         Engine::LlamaCpp => {
-            let reference = Reference::<f64>::new(Arithmetic::LLAMA_CPP);
+            let reference = Reference::<f32>::new(Arithmetic::LLAMA_CPP);
             run_on(reference, model, prompt, fault, directory)
         }
     }
@@ -251,13 +252,17 @@ fn run_on<B: Backend>(
 }
 
 /// Records every stage of every row.
-pub(crate) fn record<B: Backend>(
+fn record<B: Backend>(
     model: &Model<B>,
     checkpoint: &Checkpoint,
     prompt: &[u32],
     directory: &Path,
 ) -> Result<()> {
-    let options = RecorderOptions { force: true, ..RecorderOptions::new(model.all_taps()) };
+    // A capture in f32 of values in f64 would not be what the next op was given.
+    let is_f64 = model.plan().ops().iter().any(|op| op.kernel.output == DType::F64.name());
+    let precision = if is_f64 { Precision::F64 } else { Precision::F32 };
+    let taps = model.all_taps();
+    let options = RecorderOptions { force: true, precision, ..RecorderOptions::new(taps) };
     let dims = Dims::from(model.config());
     let mut recorder = Recorder::create(directory, provenance(model, checkpoint), dims, options)?;
     let mut cache = model.cache(prompt.len())?;

@@ -32,15 +32,13 @@ pub(crate) fn cosine(run: &Recording, reference: &Recording) -> Option<Site> {
     run.common_sites(reference).into_iter().find(differs)
 }
 
-fn std(values: &[f32]) -> f64 {
+fn std(values: &[f64]) -> f64 {
     let n = values.len() as f64;
-    let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    (values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt()
+    let mean = values.iter().sum::<f64>() / n;
+    (values.iter().map(|&x| (x - mean).powi(2)).sum::<f64>() / n).sqrt()
 }
 
-fn cosine_of(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| {
-        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
-    };
+fn cosine_of(a: &[f64], b: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }

@@ -48,7 +48,7 @@ impl Effect {
             for row in rows(&tensor.shape, site.stage.axes().row_axis()) {
                 let (mut d, mut n, mut worst) = (0.0, 0.0, 0.0f64);
                 for i in row.iter().copied() {
-                    let (wrong, right) = (f64::from(w[i]), f64::from(r[i]));
+                    let (wrong, right) = (w[i], r[i]);
                     effect.non_finite |= right.is_finite() && !wrong.is_finite();
                     if wrong.is_finite() && right.is_finite() {
                         d += (wrong - right).powi(2);
@@ -105,13 +105,13 @@ fn quotient(a: f64, b: f64) -> f64 {
     if a == 0.0 { 0.0 } else { a / b }
 }
 
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let max = logits.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x.into()));
-    let sum: f64 = logits.iter().map(|&x| libm::exp(f64::from(x) - max)).sum();
-    logits.iter().map(|&x| f64::from(x) - max - libm::log(sum)).collect()
+fn log_softmax(logits: &[f64]) -> Vec<f64> {
+    let max = logits.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
+    let sum: f64 = logits.iter().map(|&x| libm::exp(x - max)).sum();
+    logits.iter().map(|&x| x - max - libm::log(sum)).collect()
 }
 
-fn argmax(logits: &[f32]) -> Option<usize> {
+fn argmax(logits: &[f64]) -> Option<usize> {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
 }
 

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub(crate) struct Recording {
     pub(crate) manifest: Manifest,
     /// The values of each step, parallel to the tensors of the manifest's step.
-    pub(crate) steps: Vec<Vec<Vec<f32>>>,
+    pub(crate) steps: Vec<Vec<Vec<f64>>>,
 }
 
 impl Recording {
@@ -27,7 +27,7 @@ impl Recording {
             let mut values = Vec::new();
             for tensor in &step.tensors {
                 let site = tensor.name.parse().expect("the recorder names sites");
-                values.push(capture.tensor(index, site)?.to_f32());
+                values.push(capture.tensor(index, site)?.to_f64());
             }
             steps.push(values);
         }
@@ -39,20 +39,19 @@ impl Recording {
         for (step, values) in self.manifest.steps.iter_mut().zip(&self.steps) {
             let mut writer = safetensors::Writer::new();
             for tensor in &step.tensors {
-                writer.tensor(&tensor.name, DType::F32, Shape::new(tensor.shape.clone()))?;
+                let shape = Shape::new(tensor.shape.clone());
+                writer.tensor(&tensor.name, dtype_of(tensor), shape)?;
             }
             let mut body = writer.begin(Vec::new())?;
-            let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect();
             for (tensor, values) in step.tensors.iter_mut().zip(values) {
-                let bytes: Vec<u8> = bytes(values);
-                tensor.blake3 = Some(blake3::hash(&bytes).to_hex().to_string());
+                let hash = blake3::hash(&bytes_of(tensor, values));
+                tensor.blake3 = Some(hash.to_hex().to_string());
             }
             while let Some((name, _)) = body.next_tensor() {
                 let name = name.to_owned();
                 let index = step.tensors.iter().position(|tensor| tensor.name == name);
-                let values = &values[index.expect("declared from these tensors")];
-                let bytes: Vec<u8> = bytes(values);
-                body.tensor(&name, &bytes)?;
+                let index = index.expect("declared from these tensors");
+                body.tensor(&name, &bytes_of(&step.tensors[index], &values[index]))?;
             }
             let path = directory.join(&step.file);
             fs::write(&path, body.finish()?).map_err(|reason| Error::Io { path, reason })?;
@@ -69,7 +68,7 @@ impl Recording {
     }
 
     /// What the manifest says of `site`, and its values.
-    pub(crate) fn get(&self, step: usize, site: Site) -> Option<(&manifest::Tensor, &[f32])> {
+    pub(crate) fn get(&self, step: usize, site: Site) -> Option<(&manifest::Tensor, &[f64])> {
         let index = self.index(step, site)?;
         Some((&self.manifest.steps[step].tensors[index], &self.steps[step][index]))
     }
@@ -79,7 +78,7 @@ impl Recording {
         &mut self,
         step: usize,
         site: Site,
-    ) -> Option<(&mut manifest::Tensor, &mut Vec<f32>)> {
+    ) -> Option<(&mut manifest::Tensor, &mut Vec<f64>)> {
         let index = self.index(step, site)?;
         Some((&mut self.manifest.steps[step].tensors[index], &mut self.steps[step][index]))
     }
@@ -92,8 +91,20 @@ impl Recording {
     }
 
     /// All values of `site`, step after step.
-    pub(crate) fn values(&self, site: Site) -> Vec<f32> {
+    pub(crate) fn values(&self, site: Site) -> Vec<f64> {
         let steps = 0..self.steps.len();
         steps.filter_map(|step| self.get(step, site)).flat_map(|(_, v)| v).copied().collect()
+    }
+}
+
+fn dtype_of(tensor: &manifest::Tensor) -> DType {
+    if tensor.dtype == DType::F64.name() { DType::F64 } else { DType::F32 }
+}
+
+/// `values` in the tensor's type.
+fn bytes_of(tensor: &manifest::Tensor, values: &[f64]) -> Vec<u8> {
+    match dtype_of(tensor) {
+        DType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
     }
 }

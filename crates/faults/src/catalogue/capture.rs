@@ -174,7 +174,7 @@ pub(super) const FAULTS: &[Fault] = &[
 fn each_step(
     site: Site,
     recording: &mut Recording,
-    mut change: impl FnMut(&mut manifest::Tensor, &mut Vec<f32>),
+    mut change: impl FnMut(&mut manifest::Tensor, &mut Vec<f64>),
 ) {
     for step in 0..recording.steps.len() {
         if let Some((tensor, values)) = recording.get_mut(step, site) {
@@ -211,7 +211,7 @@ fn next_layer(place: &CapturePlace<'_>) -> u32 {
 }
 
 /// The rows of a value of this shape with row `from(r)` in place of row `r`.
-fn with_rows(tensor: &manifest::Tensor, values: &[f32], rows: &[usize]) -> Vec<f32> {
+fn with_rows(tensor: &manifest::Tensor, values: &[f64], rows: &[usize]) -> Vec<f64> {
     let axis = tensor.axes.iter().position(|axis| axis == "row").unwrap_or(0);
     let count = tensor.shape[axis];
     let inner: usize = tensor.shape[axis + 1..].iter().product();
@@ -342,20 +342,20 @@ fn one_nan(place: &CapturePlace<'_>, recording: &mut Recording) {
             Some("head") => tensor.shape[1] * tensor.shape[2] - 1,
             _ => values.len() - 1 - rng.below(values.len() / tensor.shape[0]),
         };
-        values[index] = f32::NAN;
+        values[index] = f64::NAN;
     }
 }
 
 fn stage_nan(place: &CapturePlace<'_>, recording: &mut Recording) {
-    each_step(place.site, recording, |_, values| values.fill(f32::NAN));
+    each_step(place.site, recording, |_, values| values.fill(f64::NAN));
 }
 
 fn all_nan(_: &CapturePlace<'_>, recording: &mut Recording) {
-    recording.steps.iter_mut().flatten().for_each(|values| values.fill(f32::NAN));
+    recording.steps.iter_mut().flatten().for_each(|values| values.fill(f64::NAN));
 }
 
 fn rounded(place: &CapturePlace<'_>, recording: &mut Recording) {
-    let round = |x: &mut f32| *x = f16::from_f32(*x).to_f32();
+    let round = |x: &mut f64| *x = f16::from_f64(*x).to_f64();
     each_step(place.site, recording, |_, values| values.iter_mut().for_each(round));
 }
 
