@@ -68,6 +68,30 @@ pub(crate) enum Precision {
 }
 
 impl BackendArgs {
+    /// A backend as it is without further options.
+    pub(crate) fn plain(backend: BackendName) -> Self {
+        let (activations, threads, isa, kv, precision) = Default::default();
+        Self { backend, threads, isa, activations, kv, precision }
+    }
+
+    /// The backend and what is said of its arithmetic.
+    pub(crate) fn describe(&self) -> String {
+        fn name(value: &impl ValueEnum) -> String {
+            value.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
+        }
+        let mut text = name(&self.backend);
+        if self.activations != ActivationsArg::default() {
+            text += &format!(", activations {}", name(&self.activations));
+        }
+        if let Some(kv) = &self.kv {
+            text += &format!(", cache {}", name(kv));
+        }
+        if let Some(precision) = &self.precision {
+            text += &format!(", {}", name(precision));
+        }
+        text
+    }
+
     /// The cpu backend's options, or why they make no sense.
     pub(crate) fn cpu(&self) -> anyhow::Result<apr_cpu::CpuOptions> {
         if self.precision.is_some() {
@@ -135,6 +159,34 @@ pub(crate) struct PromptArgs {
     /// A system message, with --chat.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
+}
+
+/// The same, where a command can do without.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Prompt")]
+pub(crate) struct OptionalPromptArgs {
+    /// The prompt, as it is; `-` reads it from stdin. A text that begins with a dash: --prompt=-TEXT.
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Token ids as they are: no tokenizer, no template.
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id)]
+    #[arg(allow_negative_numbers = true, conflicts_with = "prompt")]
+    tokens: Option<Vec<u32>>,
+    /// Apply the model's chat template to the prompt. Without this no template is ever applied.
+    #[arg(long, conflicts_with = "tokens", requires = "prompt")]
+    chat: bool,
+    /// A system message, with --chat.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+}
+
+impl OptionalPromptArgs {
+    /// The prompt, if one was given.
+    pub(crate) fn given(&self) -> Option<PromptArgs> {
+        let Self { prompt, tokens, chat, system } = self.clone();
+        let given = prompt.is_some() || tokens.is_some();
+        given.then_some(PromptArgs { prompt, tokens, chat, system })
+    }
 }
 
 pub(crate) fn token_id(text: &str) -> Result<u32, String> {

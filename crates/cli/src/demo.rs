@@ -19,21 +19,18 @@ use apr_model::{
     Unobserved, generate,
 };
 use apr_reference::{Arithmetic, Reference};
-use apr_tensor::Bytes;
 use apr_tokenizer::{Specials, Tokenizer};
 
-use crate::output::{self, Exit};
+use crate::{
+    embedded,
+    output::{self, Exit},
+};
 
-/// The model's name where it is kept.
-const MODEL_FILE: &str = "pycoder-3m-Q4_K_M.gguf";
-const MODEL_NAME: &str = "pycoder-3m-Q4_K_M.gguf (embedded)";
-const MODEL: &[u8] = include_bytes!("../../../fixtures/pycoder-3m/pycoder-3m-Q4_K_M.gguf");
 const GOLDEN_MANIFEST: &[u8] =
     include_bytes!("../../../fixtures/golden/pycoder-3m-Q4_K_M/capture/manifest.json");
 const GOLDEN_STEP: &[u8] =
     include_bytes!("../../../fixtures/golden/pycoder-3m-Q4_K_M/capture/step-0000.safetensors");
 
-const PROMPT: &str = "def fib(n):\n    if n";
 const TOKENS: usize = 36;
 
 #[derive(Debug, clap::Args)]
@@ -64,8 +61,9 @@ fn keep(directory: &Path) -> Result<Exit> {
     }
     let exit = exit?;
     output::print(&format!(
-        "\nThe model and the captures are in {0}. Try:\n  apr diff {0}/cpu {0}/golden\n  apr trace {0}/{MODEL_FILE} -p 'import os' --payload\n",
-        directory.display()
+        "\nThe model and the captures are in {0}. Try:\n  apr diff {0}/cpu {0}/golden\n  apr trace {0}/{1} -p 'import os' --payload\n",
+        directory.display(),
+        embedded::FILE,
     ))?;
     Ok(exit)
 }
@@ -77,7 +75,7 @@ fn tour_below(directory: &Path) -> Result<Exit> {
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(directory);
     let partial = partial.with_context(cannot_write)?;
     let exit = tour(partial.path())?;
-    write(&partial.path().join(MODEL_FILE), MODEL)?;
+    write(&partial.path().join(embedded::FILE), embedded::BYTES)?;
     for entry in fs::read_dir(partial.path()).with_context(cannot_write)? {
         let entry = entry.with_context(cannot_write)?;
         fs::rename(entry.path(), directory.join(entry.file_name())).with_context(cannot_write)?;
@@ -94,7 +92,7 @@ fn tour(place: &Path) -> Result<Exit> {
     write(&golden.join("manifest.json"), GOLDEN_MANIFEST)?;
     let golden = Capture::open(&golden)?;
 
-    let checkpoint = Checkpoint::from_bytes(MODEL_NAME, Bytes::from_static(MODEL))?;
+    let checkpoint = embedded::checkpoint()?;
     let cpu = Model::load(Cpu::new(CpuOptions::default())?, &checkpoint)?;
     output::print(
         "1. The model writes, on the cpu backend, from Q4_K and Q6_K weights as stored:\n\n",
@@ -142,10 +140,10 @@ fn tokens(capture: &Capture) -> Vec<u32> {
 
 fn write_text<B: Backend>(model: &Model<B>, checkpoint: &Checkpoint) -> Result<()> {
     let tokenizer = Tokenizer::from_checkpoint(checkpoint)?;
-    let prompt = tokenizer.encode(PROMPT, Specials::Literal)?;
+    let prompt = tokenizer.encode(embedded::PROMPT, Specials::Literal)?;
     let mut text = tokenizer.stream();
     let mut failure = None;
-    output::print(PROMPT)?;
+    output::print(embedded::PROMPT)?;
     generate(
         model,
         &mut model.cache(prompt.len() + TOKENS)?,

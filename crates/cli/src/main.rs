@@ -7,10 +7,13 @@
 
 mod args;
 mod audit;
+mod bisect;
 mod check;
 mod demo;
 mod diff;
+mod embedded;
 mod engine;
+mod faultbench;
 mod inspect;
 mod output;
 mod prompt;
@@ -49,6 +52,10 @@ enum Command {
     Check(check::Args),
     /// Judge each stage of a capture by itself, with the model file.
     Audit(audit::Args),
+    /// Find the first wrong stage, tensor, key or token, and say why.
+    Bisect(bisect::Args),
+    /// Plant faults in real runs and score who finds them.
+    Faultbench(faultbench::Args),
     /// Show what a model file holds.
     Inspect(inspect::Args),
     /// Trace the embedded model and compare it with the Hugging Face capture that ships beside it.
@@ -72,6 +79,8 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
         Command::Audit(args) => audit::run(args),
+        Command::Bisect(args) => bisect::run(args),
+        Command::Faultbench(args) => faultbench::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => completions(shell),

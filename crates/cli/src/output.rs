@@ -141,6 +141,11 @@ impl Progress {
         self.advance();
     }
 
+    /// What is being done now.
+    pub(crate) fn say(&self, what: &'static str) {
+        self.0.set_message(what);
+    }
+
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -7,8 +7,8 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use anyhow::{Result, anyhow, bail, ensure};
 use apr_capture::{
-    Dims, Layout, Precision, Provenance, Recorder, RecorderOptions, Rows, StepStatistics, Telemetry,
-    check_space, estimate,
+    Dims, Layout, Precision, Provenance, Recorder, RecorderOptions, Rows, StepStatistics,
+    Telemetry, check_space, estimate,
 };
 use apr_format::Checkpoint;
 use apr_model::{
