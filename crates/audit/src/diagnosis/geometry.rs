@@ -117,12 +117,12 @@ impl Geometry {
                 format!("only channels {first}..{} of {total}{of_block}{name}", last + 1)
             }
             () => {
-                let strided = (2..=64).find(|stride| {
+                let strided = (2..=64).rev().find(|stride| {
                     let same = wrong.iter().all(|channel| channel % stride == first % stride);
                     same && 2 * wrong.len() * stride >= total
                 });
                 match strided {
-                    Some(stride) => format!("every {stride}th channel from {first} on"),
+                    Some(stride) => format!("one channel in {stride}, from {first} on"),
                     None => {
                         let name =
                             part.map_or(String::new(), |(name, _)| format!(", all in {name}"));

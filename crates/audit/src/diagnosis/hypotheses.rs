@@ -82,38 +82,47 @@ fn of_part(part: &str, from: &str) -> String {
     if part.is_empty() { from.to_owned() } else { format!("in {part}, {from}") }
 }
 
-/// The parameter between `low` and `high` for which `misfit` is least: a grid, then golden sections.
+/// The parameter between `low` and `high` for which `misfit` is least: the best valleys of a grid, then golden sections.
 fn least(
     low: f64,
     high: f64,
     grid: usize,
     mut misfit: impl FnMut(f64) -> crate::Result<f64>,
 ) -> crate::Result<f64> {
+    const VALLEYS: usize = 4;
+    const SECTIONS: usize = 64;
     let step = (high - low) / grid as f64;
-    let mut best = (f64::INFINITY, low);
-    for i in 0..=grid {
-        let at = low + step * i as f64;
-        let found = misfit(at)?;
-        if found < best.0 {
-            best = (found, at);
-        }
-    }
+    let at = |i: usize| low + step * i as f64;
+    let found: Vec<f64> = (0..=grid).map(|i| misfit(at(i))).collect::<crate::Result<_>>()?;
+    let is_valley = |&i: &usize| {
+        let beside = [i.checked_sub(1).map(|i| found[i]), found.get(i + 1).copied()];
+        beside.into_iter().flatten().all(|other| found[i] <= other)
+    };
+    let mut valleys: Vec<usize> = (0..=grid).filter(is_valley).collect();
+    valleys.sort_by(|&a, &b| found[a].total_cmp(&found[b]));
     let golden = (5f64.sqrt() - 1.0) / 2.0;
-    let (mut a, mut b) = ((best.1 - step).max(low), (best.1 + step).min(high));
-    let (mut c, mut d) = (b - golden * (b - a), a + golden * (b - a));
-    let (mut at_c, mut at_d) = (misfit(c)?, misfit(d)?);
-    while (b - a).abs() > 1e-13 * (a.abs() + b.abs()) {
-        if at_c < at_d {
-            (b, d, at_d) = (d, c, at_c);
-            c = b - golden * (b - a);
-            at_c = misfit(c)?;
-        } else {
-            (a, c, at_c) = (c, d, at_d);
-            d = a + golden * (b - a);
-            at_d = misfit(d)?;
+    let mut best = (f64::INFINITY, low);
+    for valley in valleys.into_iter().take(VALLEYS) {
+        let (mut a, mut b) = (at(valley) - step, at(valley) + step);
+        let (mut c, mut d) = (b - golden * (b - a), a + golden * (b - a));
+        let (mut at_c, mut at_d) = (misfit(c)?, misfit(d)?);
+        for _ in 0..SECTIONS {
+            if at_c < at_d {
+                (b, d, at_d) = (d, c, at_c);
+                c = b - golden * (b - a);
+                at_c = misfit(c)?;
+            } else {
+                (a, c, at_c) = (c, d, at_d);
+                d = a + golden * (b - a);
+                at_d = misfit(d)?;
+            }
+        }
+        let nearest = if at_c < at_d { (at_c, c) } else { (at_d, d) };
+        if nearest.0 < best.0 {
+            best = nearest;
         }
     }
-    Ok((a + b) / 2.0)
+    Ok(best.1)
 }
 
 /// `x` as it was probably written down: the number of few digits, or the power of two, next to it, if it is near.
@@ -147,6 +156,9 @@ mod tests {
 
     #[test]
     fn the_least_of_a_function_is_found_between_the_points_of_the_grid() {
+        let wavy = |x: f64| Ok((x - 7.3).powi(2) + 4.0 * (5.0 * x).cos());
+        let found = least(0.0, 10.0, 100, wavy).unwrap();
+        assert!((found - 6.92).abs() < 0.1, "{found}");
         let found = least(0.0, 10.0, 7, |x| Ok((x - std::f64::consts::PI).powi(2))).unwrap();
         assert!((found - std::f64::consts::PI).abs() < 1e-6, "{found}");
     }

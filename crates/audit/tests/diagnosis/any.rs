@@ -123,7 +123,7 @@ fn what_no_hypothesis_explains_is_said_to_be_somewhere() {
         ),
         ("only channels 32..64 of 128, a block of 32", &|_, c| (32..64).contains(&c)),
         ("one channel (17) of 128", &|_, c| c == 17),
-        ("every 4th channel from 1 on", &|_, c| c % 4 == 1),
+        ("one channel in 4, from 1 on", &|_, c| c % 4 == 1),
         ("rows from position 8 on, where a step begins", &|row, _| row >= 8),
         ("a single row (position 7)", &|row, _| row == 7),
     ] {

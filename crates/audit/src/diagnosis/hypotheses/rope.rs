@@ -184,6 +184,11 @@ fn scaled_as_configured(suspect: &Suspect<'_>, theta: f64) -> RopeFrequencies {
     apr_model::Config { rope_theta: theta, ..config.clone() }.rope_frequencies()
 }
 
+/// How many values of a parameter are tried to begin with: fewer where each takes a whole attention.
+fn grid(suspect: &Suspect<'_>) -> usize {
+    if suspect.captured().is_some() { 400 } else { 80 }
+}
+
 fn theta(suspect: &Suspect<'_>) -> Answer {
     let (x, own) = (input(suspect)?, suspect.config().rope_theta);
     let rows = || suspect.case.rows.iter().copied();
@@ -192,7 +197,9 @@ fn theta(suspect: &Suspect<'_>) -> Answer {
             suspect.twin().rope(&x, &scaled_as_configured(suspect, theta).table(rows()))?,
         )
     };
-    let found = least(10f64.ln(), 1e8f64.ln(), 160, |log| suspect.misfit(&with(log.exp())?))?.exp();
+    let found =
+        least(10f64.ln(), 1e8f64.ln(), grid(suspect), |log| suspect.misfit(&with(log.exp())?))?
+            .exp();
     let candidates = [rounded(found, 1e-2), rounded(found, 1e-4), found];
     suspect.best(candidates.into_iter().map(|theta| {
         let sentence = format!("rope theta is {theta} instead of {own}");
@@ -207,7 +214,8 @@ fn scaled(suspect: &Suspect<'_>) -> Answer {
         let frequencies = config.rope_frequencies().linear(factor);
         Ok::<_, crate::Error>(suspect.twin().rope(&x, &frequencies.table(rows()))?)
     };
-    let log = least(0.01f64.ln(), 100f64.ln(), 160, |log| suspect.misfit(&with(log.exp())?))?;
+    let log =
+        least(0.01f64.ln(), 100f64.ln(), grid(suspect), |log| suspect.misfit(&with(log.exp())?))?;
     let candidates = [rounded(log.exp(), 1e-2), rounded(log.exp(), 1e-4), log.exp()];
     suspect.best(candidates.into_iter().map(|factor| {
         let sentence = format!("the frequencies are divided by {factor}");
