@@ -129,3 +129,65 @@ pub(crate) fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, Option<String>
 pub(crate) fn list(lines: &[String]) -> Markup {
     html! { ul { @for line in lines { li { (line) } } } }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{palette::tests::contrast, *};
+
+    /// The colours that a block of the style sheet defines.
+    fn colours(block: &str) -> BTreeMap<&str, &str> {
+        let rules = block.split([';', '{', '}', '\n']).filter_map(|rule| rule.strip_prefix("--"));
+        rules.map(|rule| rule.split_once(':').expect("a name and a colour")).collect()
+    }
+
+    #[test]
+    fn text_stands_out_from_its_ground_in_light_and_in_dark() {
+        let (light, rest) = STYLE.split_once("@media (prefers-color-scheme:dark)").unwrap();
+        let (dark, _) = rest.split_once("*{").unwrap();
+        let (light, dark) = (colours(light), colours(dark));
+        assert_eq!(light.keys().collect::<Vec<_>>(), dark.keys().collect::<Vec<_>>());
+        let text = [
+            ("ink", "paper"),
+            ("muted", "paper"),
+            ("link", "paper"),
+            ("good", "good-soft"),
+            ("bad", "bad-soft"),
+            ("unknown", "unknown-soft"),
+            ("ink", "good-soft"),
+            ("ink", "bad-soft"),
+            ("ink", "unknown-soft"),
+        ];
+        let graphics = [
+            ("bar", "paper"),
+            ("bar-bad", "paper"),
+            ("s0", "paper"),
+            ("s1", "paper"),
+            ("s2", "paper"),
+            ("s3", "paper"),
+        ];
+        for scheme in [&light, &dark] {
+            for (pairs, least) in [(&text[..], 4.5), (&graphics[..], 3.0)] {
+                for (a, b) in pairs {
+                    let contrast = contrast(scheme[a], scheme[b]);
+                    assert!(contrast >= least, "{a} on {b}: {contrast:.2}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_tone_follows_the_first_word_of_a_verdict() {
+        let cases = [
+            ("MATCH: all", Tone::Good),
+            ("DRIFT: some", Tone::Good),
+            ("DIVERGES at x", Tone::Bad),
+            ("UNMEASURED: nothing", Tone::Unknown),
+            ("", Tone::Unknown),
+        ];
+        for (verdict, tone) in cases {
+            assert_eq!(Tone::of(verdict), tone, "{verdict}");
+        }
+    }
+}
