@@ -1,7 +1,9 @@
 //! `apr demo`: the two-minute tour, on a small model inside the binary.
 //!
-//! It generates text, traces the same model through every stage and compares all of them with a capture of Hugging
-//! Face's implementation, made from the same stored weights, that is in the binary too.
+//! It generates text, traces the same model through every stage, compares all of them with a capture of Hugging Face's
+//! implementation that is in the binary too, audits the fast backend, and finds a planted bug.
+
+mod transposed;
 
 use std::{
     fs,
@@ -10,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use apr_audit::{Bisect, Options as AuditOptions, audit};
 use apr_capture::{Capture, Dims, Provenance, Recorder, RecorderOptions};
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
 use apr_diff::{Comparison, Options, compare};
@@ -19,6 +22,7 @@ use apr_model::{
     Unobserved, generate,
 };
 use apr_reference::{Arithmetic, Reference};
+use apr_report::audit::AuditReport;
 use apr_tokenizer::{Specials, Tokenizer};
 
 use crate::{
@@ -32,6 +36,8 @@ const GOLDEN_STEP: &[u8] =
     include_bytes!("../../../fixtures/golden/pycoder-3m-Q4_K_M/capture/step-0000.safetensors");
 
 const TOKENS: usize = 36;
+/// The report on the planted bug.
+const REPORT: &str = "transposed.html";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -61,9 +67,10 @@ fn keep(directory: &Path) -> Result<Exit> {
     }
     let exit = exit?;
     output::print(&format!(
-        "\nThe model and the captures are in {0}. Try:\n  apr diff {0}/cpu {0}/golden\n  apr trace {0}/{1} -p 'import os' --payload\n",
+        "\nThe model and the captures are in {0}. Try:\n  apr diff {0}/cpu {0}/golden\n  apr trace {0}/{1} -p 'import os' --payload\nThe report on the planted bug is {0}/{2}, for the browser.\n",
         directory.display(),
         embedded::FILE,
+        REPORT,
     ))?;
     Ok(exit)
 }
@@ -119,14 +126,52 @@ fn tour(place: &Path) -> Result<Exit> {
 
     output::print(
         "\n4. The cpu backend as it runs, with activations rounded to 8 bits as in llama.cpp, against the same.\n   \
-         Hugging Face does not round them, so DIFFERS is the expected verdict here: the numbers are what the\n   \
-         rounding does. Whether the demo succeeds is decided by 2 and 3.\n\n",
+         Hugging Face does not round them, so DIFFERS is the expected verdict here. Whether rounding is all that\n   \
+         there is to it cannot be seen by comparing:\n\n",
     )?;
     let fast = against_golden(&cpu, &checkpoint, &place.join("cpu"), &golden)?;
     output::print(&apr_report::diff::summary(&fast))?;
+    output::print(
+        "\n   So each stage is computed again from what the run itself had, exactly and with the rounding that it\n   \
+         declares:\n\n",
+    )?;
+    let capture = Capture::open(place.join("cpu"))?;
+    let mut audited = audit(&capture, &checkpoint, &AuditOptions::default(), &mut |_| {})?;
+    audited.capture = "cpu".to_owned(); // The place is temporary.
+    let shown = apr_report::audit::Options { limit: 5, colour: output::coloured() };
+    let report = AuditReport { audit: &audited, diagnoses: &[], provenance: capture.provenance() };
+    output::print(&report.text(&shown))?;
 
-    let exact = Exit::from(&exact.outcome);
-    Ok(if exact == Exit::Success { Exit::from(&plain.outcome) } else { exact })
+    let found = story(&checkpoint, place)?;
+    let verdicts = [
+        Exit::from(&exact.outcome),
+        Exit::from(&plain.outcome),
+        Exit::from(&audited.verdict),
+        if transposed::is_found(&found) { Exit::Success } else { Exit::Differs },
+    ];
+    Ok(verdicts.into_iter().find(|&exit| exit != Exit::Success).unwrap_or(Exit::Success))
+}
+
+/// Plants the bug that this program was born from, and finds it.
+fn story(checkpoint: &Checkpoint, place: &Path) -> Result<Bisect> {
+    let file = transposed::with_f32_head(checkpoint)?;
+    output::print(
+        "\n5. The bug that this program was born from: one kernel reads the F32 head transposed. The same model writes:\n\n",
+    )?;
+    let wrong = Model::load(Cpu::new(CpuOptions::default())?, &transposed::misread(&file)?)?;
+    write_text(&wrong, checkpoint)?;
+    output::print(
+        "\n   and this is what `apr bisect` says of it, against the reference backend:\n\n",
+    )?;
+    let prompt =
+        Tokenizer::from_checkpoint(checkpoint)?.encode(embedded::PROMPT, Specials::Literal)?;
+    let captures = place.join("transposed");
+    fs::create_dir(&captures).with_context(|| format!("cannot write to {}", place.display()))?;
+    let found = transposed::find(&file, prompt, &captures)?;
+    let shown = apr_report::bisect::Options { limit: 5, colour: output::coloured() };
+    output::print(&apr_report::bisect::text(&found, &shown))?;
+    write(&place.join(REPORT), apr_report::bisect::html(&found).as_bytes())?;
+    Ok(found)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
