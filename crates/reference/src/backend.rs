@@ -260,6 +260,9 @@ impl<F: Real> Backend for Reference<F> {
         };
         let activations = match op {
             Op::Linear(w) => w.iter().map(|part| self.activation_name(part.dtype())).collect(),
+            Op::Attention if self.arithmetic.queries != ActivationType::F32 => {
+                vec![self.arithmetic.queries.name().to_owned()]
+            }
             _ => vec![plain.clone()],
         };
         let output = match op {

@@ -41,17 +41,17 @@ pub(super) const FAULTS: &[Fault] = &[
         gelu_tanh,
         "The gate goes through GELU's tanh approximation instead of SiLU.",
     )
-    .diagnosed(&["gelu-tanh"]),
+    .diagnosed(&["gelu-for-silu"]),
     silu("gelu-erf", gelu_erf, "The gate goes through GELU instead of SiLU.")
-        .diagnosed(&["gelu-erf"]),
+        .diagnosed(&["gelu-for-silu"]),
     silu("gelu-quick", gelu_quick, "The gate goes through x * sigmoid(1.702 x).")
-        .diagnosed(&["gelu-quick"]),
-    silu("relu", relu, "The gate goes through ReLU.").diagnosed(&["relu"]),
+        .diagnosed(&["gelu-for-silu"]),
+    silu("relu", relu, "The gate goes through ReLU.").diagnosed(&["relu-for-silu"]),
     silu("sigmoid", sigmoid, "The sigmoid is not multiplied with the gate.")
-        .diagnosed(&["sigmoid"]),
+        .diagnosed(&["sigmoid-for-silu"]),
     silu("silu-of-up", of_up, "SiLU is applied to up instead of gate.")
         .also(&[Stage::FfnSwigl])
-        .diagnosed(&["silu-of-up"]),
+        .diagnosed(&["silu-on-up"]),
     silu("silu-missing", identity, "There is no activation function.").diagnosed(&["silu-missing"]),
     silu("silu-coarse", coarse, "The exponential is a table of 256 entries."),
     op("swiglu-clipped", &[Stage::FfnSwigl], OpFault::Value(clipped), "Large values are clipped.")
@@ -64,37 +64,39 @@ pub(super) const FAULTS: &[Fault] = &[
         "The product overflows a type that is too small, and is infinite.",
     )
     .graded()
-    .diagnosed(&["not-finite"]),
+    .diagnosed(&["f16-overflow", "nan-origin"]),
     op(
         "swiglu-added",
         &[Stage::FfnSwigl],
         OpFault::Swiglu(added),
         "Gate and up are added instead of multiplied.",
-    ),
+    )
+    .diagnosed(&["sum-for-product"]),
     op(
         "swiglu-up-missing",
         &[Stage::FfnSwigl],
         OpFault::Swiglu(up_missing),
         "The gate is not multiplied with up.",
-    ),
+    )
+    .diagnosed(&["up-missing"]),
     residual("residual-missing", residual_missing, "The stream is not added.")
         .diagnosed(&["residual-missing"]),
     residual("residual-branch-missing", branch_missing, "What the block computed is not added.")
-        .diagnosed(&["residual-branch-missing"]),
+        .diagnosed(&["block-missing"]),
     residual("residual-of-norm", of_norm, "The normalised stream is added instead of the stream.")
-        .diagnosed(&["residual-of-norm"]),
+        .diagnosed(&["residual-from-elsewhere"]),
     residual("residual-doubled", doubled, "The stream is added twice.")
         .diagnosed(&["residual-doubled"]),
     residual("residual-bf16", residual_bf16, "The stream is kept in bf16, or in f16.").graded(),
     residual("residual-subtracted", subtracted, "What the block computed is subtracted.")
-        .diagnosed(&["residual-subtracted"]),
+        .diagnosed(&["block-subtracted"]),
     op(
         "residual-of-layer-input",
         &[Stage::PostFfnResidual],
         OpFault::Residual(of_layer_input),
         "The feed-forward network's result is added to the stream from before attention.",
     )
-    .diagnosed(&["residual-of-layer-input"]),
+    .diagnosed(&["residual-from-elsewhere"]),
     op("bias-twice", &[Stage::QkvBias], OpFault::Bias(bias_twice), "The bias is added twice.")
         .diagnosed(&["bias-doubled"]),
     op(
@@ -112,7 +114,7 @@ pub(super) const FAULTS: &[Fault] = &[
         OpFault::Value(times_root),
         "Embeddings are multiplied with the root of the width, as Gemma's are.",
     )
-    .diagnosed(&["factor"]),
+    .diagnosed(&["constant-factor"]),
     op(
         "embedding-of-before",
         &[Stage::Embedding],
@@ -141,7 +143,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "Logits are divided by a temperature.",
     )
     .graded()
-    .diagnosed(&["factor"]),
+    .diagnosed(&["constant-factor", "weight-scaled"]),
     op(
         "logits-normalised",
         &[Stage::LmHead],

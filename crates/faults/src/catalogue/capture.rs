@@ -71,7 +71,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "The stage's values of this layer and the next are exchanged.",
     )
     .reaching(Reach::NextLayer)
-    .diagnosed(&["other-layer"]),
+    .diagnosed(&["value-of-other-layer"]),
     capture(
         "captured-layers-exchanged",
         &[Stage::AttnNorm],
@@ -79,7 +79,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "All values of this layer and the next are exchanged.",
     )
     .reaching(Reach::NextLayer)
-    .diagnosed(&["other-layer"]),
+    .diagnosed(&["value-of-other-layer", "norm-weight-of-another"]),
     capture(
         "captured-stages-exchanged",
         &[Stage::FfnGate],
@@ -87,21 +87,21 @@ pub(super) const FAULTS: &[Fault] = &[
         "Gate and up are written under each other's name.",
     )
     .also(&[Stage::FfnUp])
-    .diagnosed(&["gate-up-swapped"]),
+    .diagnosed(&["gate-up-swapped", "equals-another-stage"]),
     capture(
         "captured-from-reused-buffer",
         &[Stage::AttnNorm],
         buffer_reused,
         "The buffer held the norm before the feed-forward network by the time it was written.",
     )
-    .diagnosed(&["other-stage"]),
+    .diagnosed(&["equals-another-stage"]),
     capture(
         "captured-before-op",
         &[Stage::QPostRope, Stage::PostAttnResidual],
         before_op,
         "An op in place was captured before it ran.",
     )
-    .diagnosed(&["other-stage"]),
+    .diagnosed(&["equals-another-stage"]),
     capture(
         "captured-post-norm",
         &[Stage::PostFfnResidual],
@@ -110,10 +110,11 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .also(&[Stage::FinalNorm])
     .only(|target| target.site.layer == Some(target.config.num_hidden_layers as u32 - 1))
-    .diagnosed(&["other-stage"]),
+    .diagnosed(&["equals-another-stage"]),
     capture("captured-rows-shifted", LABELLED, rows_shifted, "Rows are those of the token before.")
-        .diagnosed(&["rows-shifted"]),
-    capture("captured-one-row-repeated", LABELLED, row_repeated, "Every row is the last one."),
+        .diagnosed(&["rows-of-another-token"]),
+    capture("captured-one-row-repeated", LABELLED, row_repeated, "Every row is the last one.")
+        .diagnosed(&["last-row-only-repeated"]),
     capture(
         "captured-steps-exchanged",
         LABELLED,
@@ -133,10 +134,10 @@ pub(super) const FAULTS: &[Fault] = &[
         zeros,
         "The buffer was written before it was filled: zeros.",
     )
-    .diagnosed(&["zeros"]),
-    capture("captured-nan", LABELLED, one_nan, "One value is NaN.").diagnosed(&["not-finite"]),
+    .diagnosed(&["all-zeros"]),
+    capture("captured-nan", LABELLED, one_nan, "One value is NaN.").diagnosed(&["nan-origin"]),
     capture("captured-stage-nan", LABELLED, stage_nan, "All values of the stage are NaN.")
-        .diagnosed(&["not-finite"]),
+        .diagnosed(&["nan-origin"]),
     capture("captured-all-nan", WHOLE, all_nan, "All values are NaN.").blaming(Blames::Anything),
     capture(
         "captured-rounded",

@@ -92,8 +92,7 @@ pub(super) const FAULTS: &[Fault] = &[
         nibbles_exchanged,
         "Low and high nibbles are taken for each other.",
     )
-    .only(|target| has_type(target, &[DType::Q4_K]))
-    .diagnosed(&["nibbles-exchanged"]),
+    .only(|target| has_type(target, &[DType::Q4_K])),
     linear(
         "sub-block-scale",
         sub_block_scale,
@@ -116,7 +115,8 @@ pub(super) const FAULTS: &[Fault] = &[
         outputs_exchanged,
         "Two neighbouring outputs are exchanged: one pair, or all.",
     )
-    .graded(),
+    .graded()
+    .diagnosed(&["channels-exchanged"]),
     linear(
         "input-misaligned",
         input_misaligned,
@@ -140,18 +140,20 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .only(|target| target.weights.contains(&DType::F32) || !target.engine.rounds_activations()),
     linear("strip-left-zero", strip_zero, "One thread's share of the outputs is never written.")
-        .graded()
-        .diagnosed(&["zeros"]),
+        .graded(),
     linear(
         "accumulator-stale",
         accumulator_stale,
         "Each row is added to what the accumulator still holds of the row before.",
-    ),
+    )
+    .diagnosed(&["stale-accumulator"]),
     linear("accumulator-f16", accumulator_f16, "Sums are kept in f16."),
     linear("factor", factor, "The result is off by a factor: 1.001, or 2.")
         .graded()
-        .diagnosed(&["weight-scaled"]),
-    value("row-of-before", row_of_before, "A row is that of the token before.").graded(),
+        .diagnosed(&["weight-scaled", "constant-factor"]),
+    value("row-of-before", row_of_before, "A row is that of the token before.")
+        .graded()
+        .diagnosed(&["rows-of-another-token"]),
     value("row-twice", row_twice, "A row is accumulated twice: it is doubled."),
     value(
         "row-race",
@@ -166,8 +168,10 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .graded(),
     value("channel-stuck", channel_stuck, "One channel has the value of its neighbour."),
-    value("nan", nan, "One element is NaN.").graded().diagnosed(&["not-finite"]),
-    value("infinity", infinity, "One element overflows.").graded().diagnosed(&["not-finite"]),
+    value("nan", nan, "One element is NaN.").graded().diagnosed(&["nan-origin"]),
+    value("infinity", infinity, "One element overflows.")
+        .graded()
+        .diagnosed(&["f16-overflow", "nan-origin"]),
     norm("norm-centred", centred, "The mean is subtracted first, as in LayerNorm.")
         .diagnosed(&["norm-mean-subtracted"]),
     norm(
@@ -177,7 +181,7 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .diagnosed(&["norm-of-first-row"]),
     norm("norm-of-sum", of_sum, "The sum of squares is not divided by the width.")
-        .diagnosed(&["norm-sum-for-mean"]),
+        .diagnosed(&["norm-sum-for-mean", "constant-factor"]),
     norm("norm-skipped", skipped, "The values are scaled by the weight and not normalised.")
         .diagnosed(&["norm-not-normalised"]),
     norm("norm-eps", eps, "Epsilon is another: 1e-5, or 1e-2, added.")

@@ -126,9 +126,9 @@ pub(super) const FAULTS: &[Fault] = &[
         .diagnosed(&["norm-weight-missing"]),
     file("matrix-scaled", MATRIX, scaled, "The matrix is off by a factor: 0.99, or 0.5.")
         .graded()
-        .diagnosed(&["weight-scaled"]),
+        .diagnosed(&["weight-scaled", "constant-factor"]),
     file("matrix-zero", MATRIX, zeroed, "The matrix was never read: it is zero.")
-        .diagnosed(&["zeros"]),
+        .diagnosed(&["all-zeros", "weight-scaled"]),
     file(
         "matrix-cut-off",
         MATRIX,
@@ -188,7 +188,7 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .graded()
     .also(&[Stage::LmHead])
-    .diagnosed(&["factor"]),
+    .diagnosed(&["constant-factor"]),
     file(
         "head-row-shifted",
         &[Stage::LmHead],
