@@ -9,7 +9,10 @@ mod geometry;
 mod hypotheses;
 mod suspect;
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+};
 
 use apr_capture::Capture;
 use apr_format::Checkpoint;
@@ -31,6 +34,10 @@ pub struct Diagnosis {
     pub site: Site,
     /// The mistake, if one is known that explains the stage.
     pub finding: Option<Explained>,
+    /// The same stage of other layers, where the same mistake explains it: one of the model's constants is wrong, or a
+    /// kernel is.
+    #[serde(serialize_with = "crate::sites", skip_serializing_if = "Vec::is_empty")]
+    pub same_at: Vec<Site>,
     /// Other mistakes that explain it just as well: on these values they cannot be told apart.
     pub also_fits: Vec<Explained>,
     /// How many were tried.
@@ -73,7 +80,13 @@ impl fmt::Display for Diagnosis {
                 for other in &self.also_fits {
                     write!(f, "; or {}: {}", other.hypothesis, other.sentence)?;
                 }
-                Ok(())
+                let layers = self.same_at.iter().filter_map(|site| site.layer);
+                let layers = geometry::ranges(layers.map(|layer| layer as usize));
+                match self.same_at.len() {
+                    0 => Ok(()),
+                    1 => write!(f, "; the same in layer {layers}"),
+                    _ => write!(f, "; the same in layers {layers}"),
+                }
             }
             None if !self.missing.is_empty() => {
                 let missing: Vec<String> = self.missing.iter().map(Site::to_string).collect();
@@ -90,26 +103,82 @@ impl fmt::Display for Diagnosis {
     }
 }
 
-/// Says of the first `limit` faults of `audit`, in the order of computation, what the mistake is.
+/// Says of the first `limit` faults of `audit`, in the order of computation, what the mistake is. The same mistake at
+/// the same stage of other layers counts once.
 pub fn diagnose(
     capture: &Capture,
     checkpoint: &Checkpoint,
     audit: &Audit,
     limit: usize,
 ) -> Result<Vec<Diagnosis>> {
-    let faults: Vec<&StageAudit> = audit.faults().take(limit).collect();
+    let mut faults: VecDeque<&StageAudit> = audit.faults().collect();
     let Some(replayed) = audit.replayed.as_ref().filter(|_| !faults.is_empty()) else {
         return Ok(Vec::new());
     };
     let (model, _mailbox) = replay::load(checkpoint, &replayed.declared)?;
     let evidence = Evidence::new(capture, model, replayed);
-    faults.into_iter().map(|fault| diagnose_one(&evidence, fault)).collect()
+    let mut diagnoses: Vec<Diagnosis> = Vec::new();
+    while let Some(fault) = faults.pop_front().filter(|_| diagnoses.len() < limit) {
+        let mut diagnosis = diagnose_one(&evidence, fault)?;
+        if let Some(finding) = &diagnosis.finding {
+            let mut others = VecDeque::new();
+            for other in faults {
+                match recurs(&evidence, finding, fault.site, other)? {
+                    true => diagnosis.same_at.push(other.site),
+                    false => others.push_back(other),
+                }
+            }
+            faults = others;
+        }
+        diagnoses.push(diagnosis);
+    }
+    Ok(diagnoses)
+}
+
+/// Whether what was found at `site` also explains the same stage in the layer of `other`.
+fn recurs(
+    evidence: &Evidence<'_>,
+    finding: &Explained,
+    site: Site,
+    other: &StageAudit,
+) -> Result<bool> {
+    if other.site.stage != site.stage {
+        return Ok(false);
+    }
+    let hypothesis = hypotheses::all().find(|hypothesis| hypothesis.name == finding.hypothesis);
+    let hypothesis = hypothesis.expect("findings have the names of hypotheses");
+    let at = match finding.at.layer {
+        // Relative to the stage's own layer, as in the finding.
+        Some(layer) => {
+            let offset = i64::from(layer) - site.layer.map_or(0, i64::from);
+            let layer = other.site.layer.map_or(0, i64::from) + offset;
+            Site { layer: u32::try_from(layer).ok(), ..finding.at }
+        }
+        None => finding.at,
+    };
+    if at.layer.is_some() != finding.at.layer.is_some() {
+        return Ok(false);
+    }
+    let extent = match hypothesis.tier {
+        Tier::General => Extent::All,
+        _ => Extent::Sample,
+    };
+    match Case::new(evidence, other, extent) {
+        Ok(case) => {
+            let explained = attempt(hypothesis, at, &case, &case)?;
+            // Another place or number in it is another mistake.
+            Ok(explained.is_some_and(|explained| explained.sentence == finding.sentence))
+        }
+        Err(NoCase::Missing(_)) => Ok(false),
+        Err(NoCase::Failed(error)) => Err(error),
+    }
 }
 
 fn diagnose_one(evidence: &Evidence<'_>, fault: &StageAudit) -> Result<Diagnosis> {
     let mut diagnosis = Diagnosis {
         site: fault.site,
         finding: None,
+        same_at: Vec::new(),
         also_fits: Vec::new(),
         tried: 0,
         geometry: None,
@@ -167,7 +236,7 @@ fn attempt(
     // What a value looks like is cheap to see, and seen in the whole of it only.
     let cases: &[&Case<'_>] = match hypothesis.tier {
         Tier::General => &[all],
-        _ if sample.is_all() => &[all],
+        _ if std::ptr::eq(sample, all) => &[all],
         _ => &[sample, all],
     };
     let mut explained = None;

@@ -163,7 +163,7 @@ fn some(all: &BTreeSet<usize>) -> String {
 }
 
 /// `1, 4..8`: ascending numbers with runs taken together; the end of a run does not belong to it.
-fn ranges(numbers: impl Iterator<Item = usize>) -> String {
+pub(crate) fn ranges(numbers: impl Iterator<Item = usize>) -> String {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     for number in numbers {
         match runs.last_mut() {

@@ -113,3 +113,15 @@ fn rows_divided_by_the_first_rows_size_are_recognised() {
     });
     is_only("norm-of-first-row", site, &found);
 }
+
+#[test]
+fn a_wrong_epsilon_of_the_config_is_fitted() {
+    let found = Run::of("tiny/llama").configured("rms_norm_eps", 1e-3.into());
+    is_only("norm-eps", Site::layer(0, Stage::AttnNorm), &found);
+    assert_eq!(found.1[0].same_at.len(), 2, "{}", found.1[0]);
+    assert!(
+        sentence(&found).starts_with("epsilon is 1e-3 instead of 1e-5"),
+        "{}",
+        sentence(&found)
+    );
+}

@@ -49,7 +49,7 @@ pub(crate) type Mistake<'m> = &'m dyn Fn(&Seen, &HostTensor) -> HostTensor;
 struct Planted<'m> {
     recorder: Recorder,
     sites: TapSet,
-    /// What the capture holds, if not everything.
+    /// Where the mistake is.
     site: Site,
     mistake: Mistake<'m>,
     seen: Seen,
@@ -112,6 +112,15 @@ impl Observer for Planted<'_> {
     }
 }
 
+/// What is found in the capture at `path`.
+fn judged(path: &Path, checkpoint: &Checkpoint) -> (Audit, Vec<Diagnosis>) {
+    let capture = Capture::open(path).unwrap();
+    let options = Options { common: true, ..Options::default() };
+    let audit = audit(&capture, checkpoint, &options, &mut |_| {}).unwrap();
+    let diagnoses = diagnose(&capture, checkpoint, &audit, 4).unwrap();
+    (audit, diagnoses)
+}
+
 /// How a mistake is planted.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
@@ -155,11 +164,34 @@ impl Run {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("capture");
         self.record(&model, &checkpoint, &target, site, mistake);
-        let capture = Capture::open(&target).unwrap();
-        let options = Options { common: true, ..Options::default() };
-        let audit = audit(&capture, &checkpoint, &options, &mut |_| {}).unwrap();
-        let diagnoses = diagnose(&capture, &checkpoint, &audit, 4).unwrap();
-        (audit, diagnoses)
+        judged(&target, &checkpoint)
+    }
+
+    /// Runs the model as if `key` of its config were `value`.
+    pub(crate) fn configured(
+        &self,
+        key: &str,
+        value: serde_json::Value,
+    ) -> (Audit, Vec<Diagnosis>) {
+        let checkpoint = Checkpoint::open(fixture(self.model)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(fixture(self.model)).unwrap() {
+            let file = file.unwrap();
+            if file.path().extension().is_none_or(|extension| extension != "gguf") {
+                std::fs::copy(file.path(), directory.path().join(file.file_name())).unwrap();
+            }
+        }
+        let config = directory.path().join("config.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        json[key] = value;
+        std::fs::write(&config, json.to_string()).unwrap();
+        let other = Checkpoint::open(directory.path()).unwrap();
+        let model = Model::load(Reference::<f32>::new(Arithmetic::EXACT), &other).unwrap();
+        let target = directory.path().join("capture");
+        let nothing = Site::whole(Stage::Embedding);
+        self.record(&model, &checkpoint, &target, nothing, &|_, right| right.clone());
+        judged(&target, &checkpoint)
     }
 
     fn record<B: Backend>(

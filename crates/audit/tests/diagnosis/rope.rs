@@ -115,3 +115,16 @@ fn positions_that_begin_again_with_each_chunk_are_recognised() {
         "{geometry}"
     );
 }
+
+#[test]
+fn a_wrong_constant_is_one_diagnosis_for_all_layers() {
+    let run = Run::of("tiny/llama").steps(&[12]);
+    let found = run.configured("rope_theta", 500_000.0.into());
+    is_only("rope-theta", Site::layer(0, Stage::QPostRope), &found);
+    assert_eq!(found.1.len(), 2, "of q and of k");
+    assert_eq!(found.1[1].site, Site::layer(0, Stage::KPostRope));
+    let same: Vec<Site> = [1, 2].map(|layer| Site::layer(layer, Stage::QPostRope)).to_vec();
+    assert_eq!(found.1[0].same_at, same);
+    let text = found.1[0].to_string();
+    assert_eq!(text, "rope-theta: rope theta is 500000 instead of 10000; the same in layers 1..3");
+}
