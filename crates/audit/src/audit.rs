@@ -205,7 +205,8 @@ pub fn audit(
     let captured: BTreeSet<Site> = replay.records.keys().copied().collect();
     let comparisons = replay.records.values().map(|record| record.elements as f64).sum();
     let bound = Bound::for_comparisons(comparisons);
-    audit.stages = stages(&replay.records, bound, &config, &captured);
+    let captured = Captured { sites: &captured, partial: &replay.partial };
+    audit.stages = stages(&replay.records, bound, &config, captured);
     audit.not_measured = not_measured(&replay, model.plan().sites(), &config);
     audit.verdict = verdict(&audit, options.common);
     audit.replayed = Some(Replayed { declared, steps, bound });
@@ -297,7 +298,7 @@ fn stages(
     records: &BTreeMap<Site, Record>,
     bound: Bound,
     config: &Config,
-    captured: &BTreeSet<Site>,
+    captured: Captured<'_>,
 ) -> Vec<StageAudit> {
     // Whether the declared arithmetic is the engine's to the bit: then nothing beyond a bound is rounding.
     let sharp = |class| median(ratios(records, class)).is_none_or(|m| m <= bound.of(1));
@@ -414,15 +415,30 @@ fn stage(
     }
 }
 
-/// The stages that `site` was computed from and that nobody captured.
-fn span(site: Site, config: &Config, captured: &BTreeSet<Site>) -> Vec<Site> {
+/// What a capture holds, of some stages only some rows.
+#[derive(Clone, Copy, Debug)]
+struct Captured<'a> {
+    sites: &'a BTreeSet<Site>,
+    partial: &'a BTreeSet<Site>,
+}
+
+/// The stages that `site` was computed from and that nobody captured. Attention reads rows before its own: where not all
+/// rows were captured, what those are computed from is not known either.
+fn span(site: Site, config: &Config, captured: Captured<'_>) -> Vec<Site> {
+    let reads_other_rows = |site: Site| matches!(site.stage, Stage::AttnScores | Stage::Attention);
     let mut span = BTreeSet::new();
-    let mut open = inputs(site, config);
-    while let Some(input) = open.pop() {
-        if !captured.contains(&input) && span.insert(input) {
-            open.extend(inputs(input, config));
+    let mut open = vec![(site, false)];
+    while let Some((site, other_rows)) = open.pop() {
+        let other_rows = other_rows || reads_other_rows(site);
+        for input in inputs(site, config) {
+            let known = captured.sites.contains(&input)
+                && !(other_rows && captured.partial.contains(&input));
+            if !known && span.insert((input, other_rows)) {
+                open.push((input, other_rows));
+            }
         }
     }
+    let span: BTreeSet<Site> = span.into_iter().map(|(site, _)| site).collect();
     span.into_iter().collect()
 }
 
@@ -437,17 +453,24 @@ fn not_measured(replay: &Replay<'_>, sites: &[Site], config: &Config) -> Vec<Not
     let captured: BTreeSet<Site> = replay.records.keys().copied().collect();
     let covered: BTreeSet<Site> = measured
         .iter()
-        .flat_map(|&site| span(site, config, &captured))
+        .flat_map(|&site| {
+            span(site, config, Captured { sites: &captured, partial: &BTreeSet::new() })
+        })
         .chain(measured.iter().copied())
         .collect();
     let mut missing: BTreeMap<Site, String> = replay.not_measured.clone();
     for &site in sites {
         let why = match replay.records.get(&site) {
-            Some(_) if !measured.contains(&site) => "no finite value on either side",
-            None if !covered.contains(&site) => "not captured, nor any stage that follows from it",
+            Some(_) if !measured.contains(&site) => "no finite value on either side".to_owned(),
+            Some(record) if record.both_not_finite > 0 => {
+                format!("{} of its values are not finite on either side", record.both_not_finite)
+            }
+            None if !covered.contains(&site) => {
+                "not captured, nor any stage that follows from it".to_owned()
+            }
             _ => continue,
         };
-        missing.entry(site).or_insert_with(|| why.to_owned());
+        missing.entry(site).or_insert(why);
     }
     for &site in &replay.partial {
         let record = replay.records.get(&site);

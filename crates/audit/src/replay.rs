@@ -2,7 +2,8 @@
 //!
 //! The observer compares each captured value with what the [twin](crate::twin) makes of the same inputs and then puts the
 //! captured one in its place, so that the next stage starts from what the engine's next stage started from. A
-//! difference therefore belongs to the stage that shows it. One layer's values are in memory at a time.
+//! difference therefore belongs to the stage that shows it. One layer's values are in memory at a time; the logits, which
+//! may be more than all of them, are judged some rows at a time when the pass has ended.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +12,8 @@ use std::{
 
 use apr_capture::{Capture, CaptureTensor};
 use apr_model::{
-    Axes, Config, HostTensor, LogitRows, Model, Observer, ObserverError, Phase, Site, Stage, Step,
-    StepInput, TapSet, View,
+    Axes, Backend, Config, HostTensor, LogitRows, Model, Observer, ObserverError, Phase, Site,
+    Stage, Step, StepInput, TapSet, View,
 };
 use apr_reference::Tensor as Plain;
 
@@ -39,11 +40,17 @@ pub(crate) struct Replay<'c> {
     units: Units,
     mailbox: Rc<Mailbox>,
     step: usize,
+    /// Rows of the step.
+    rows: usize,
     taps: TapSet,
+    /// Of these, the ones of which there is a captured value to judge.
+    fitting: TapSet,
     /// The captured value of the site that is being looked at.
     loaded: Option<(Site, CaptureTensor)>,
     /// Layers from this one on are not replayed.
     layers: Option<usize>,
+    /// What the head reads in this step, if its logits were captured.
+    head: Option<Triple>,
     pub(crate) records: BTreeMap<Site, Record>,
     pub(crate) not_measured: BTreeMap<Site, String>,
     /// Stages of which the capture has some rows only.
@@ -76,9 +83,12 @@ impl<'c> Replay<'c> {
             units: model.backend().units,
             mailbox,
             step: 0,
+            rows: 0,
             taps: TapSet::none(),
+            fitting: TapSet::none(),
             loaded: None,
             layers: None,
+            head: None,
             records: BTreeMap::new(),
             not_measured: BTreeMap::new(),
             partial: BTreeSet::new(),
@@ -106,24 +116,75 @@ impl<'c> Replay<'c> {
         let positions = steps.iter().map(Vec::len).sum();
         let mut cache = model.cache(positions)?;
         for (index, tokens) in steps.iter().enumerate() {
-            replay.step = index;
-            let logits = replay.choose_taps(model, cache.len(), tokens.len());
+            (replay.step, replay.rows) = (index, tokens.len());
+            let first = cache.len();
+            let logits = replay.choose_taps(model, first, tokens.len());
             let phase = match tokens.len() {
                 1 if index > 0 => Phase::Decode,
                 _ => Phase::Prefill,
             };
-            let input = StepInput { tokens, phase, chunk: 0, logits };
+            let input = StepInput { tokens, phase, chunk: 0, logits: LogitRows::None };
             match model.step(input, &mut cache, &mut replay) {
                 Err(apr_model::Error::Observer { source, .. }) if source.is::<Enough>() => break,
                 other => other?,
             };
+            if logits {
+                replay.logits(model, first)?;
+            }
         }
         Ok(replay)
     }
 
-    /// The sites to look at in the coming step, and the logits to compute for it.
-    fn choose_taps(&mut self, model: &Model<Twin>, first: usize, n: usize) -> LogitRows {
-        let mut logits = LogitRows::None;
+    /// Judges the logits of a step whose first position is `first`.
+    fn logits(&mut self, model: &Model<Twin>, first: usize) -> Result<()> {
+        const ROWS: usize = 32;
+        let site = Site::whole(Stage::LmHead);
+        let (head, weight) = (self.head.take(), model.weight(site));
+        let (head, weight) = head.zip(weight).expect("a model has a head, and its norm was tapped");
+        let (captured, rows) = self.load(site, &(first..first + head.exact.shape[0]))?;
+        for rows in rows.chunk_by(|a, b| b.1 == a.1 + 1).flat_map(|run| run.chunks(ROWS)) {
+            let (start, end) = (rows[0].1, rows[rows.len() - 1].1 + 1);
+            let x = model.backend().rows(&head, start..end)?;
+            let logits = model.backend().linear(&x, weight)?;
+            let rows: Vec<_> = rows.iter().map(|&(from, row)| (from, row - start)).collect();
+            self.judge(site, first + start, &logits, &captured, &rows);
+        }
+        self.advance();
+        Ok(())
+    }
+
+    /// Judges rows of `captured` by those of `shown`, the first of which is at position `first`.
+    fn judge(
+        &mut self,
+        site: Site,
+        first: usize,
+        shown: &Triple,
+        captured: &CaptureTensor,
+        rows: &[(usize, usize)],
+    ) {
+        if self.keep.contains(&site) {
+            let Plain { shape, data } = Plain::clone(&shown.emulated);
+            let kept = self.kept.entry((self.step, site)).or_insert_with(|| {
+                let shape = [&[0], &shape[1..]].concat();
+                HostTensor { shape, values: Vec::new() }
+            });
+            kept.shape[0] += shape[0];
+            kept.values.extend(data);
+        }
+        let record = self.records.entry(site).or_default();
+        let head = head_width(site, &self.config);
+        compare(record, self.step, first, shown, captured, rows, head);
+    }
+
+    fn advance(&mut self) {
+        self.done += 1;
+        (self.progress)(Progress { done: self.done, total: self.total });
+    }
+
+    /// Chooses the sites to look at in the coming step, and says whether there are logits to be judged after it.
+    fn choose_taps(&mut self, model: &Model<Twin>, first: usize, n: usize) -> bool {
+        let mut logits = false;
+        self.fitting = TapSet::none();
         self.taps = TapSet::none();
         for site in model.plan().sites().iter().copied() {
             if let (Some(limit), Some(layer)) = (self.layers, site.layer)
@@ -137,7 +198,8 @@ impl<'c> Replay<'c> {
                 Some(positions) => positions.to_vec(),
                 None => (first + n - info.rows().min(n)..first + n).collect(),
             };
-            let expected = self.shape(site, rows.len(), first + n);
+            let dims = apr_capture::Dims::from(&self.config);
+            let expected = dims.shape(site.stage, rows.len(), first + n);
             let within = rows.iter().all(|position| (first..first + n).contains(position));
             if info.shape() != expected || !within || rows.is_empty() {
                 let (found, step) = (info.shape(), self.step);
@@ -151,31 +213,30 @@ impl<'c> Replay<'c> {
                 continue;
             }
             if site.stage == Stage::LmHead {
-                let last_only = rows == [first + n - 1];
-                logits = if last_only { LogitRows::Last } else { LogitRows::All };
+                logits = true;
+                self.taps.insert(Site::whole(Stage::FinalNorm));
+                continue;
             }
-            if rows.len() < n && site.stage != Stage::LmHead {
+            if rows.len() < n {
                 self.partial.insert(site);
             }
+            self.fitting.insert(site);
             self.taps.insert(site);
         }
         logits
     }
 
-    fn shape(&self, site: Site, rows: usize, keys: usize) -> Vec<usize> {
-        apr_capture::Dims::from(&self.config).shape(site.stage, rows, keys)
-    }
-
-    /// The captured value of `site` and the rows of the step that it holds.
-    fn load(&mut self, site: Site, step: &Range) -> Result<(CaptureTensor, Vec<usize>)> {
+    /// The captured value of `site`, and of each of its rows the index there and in the step.
+    fn load(&mut self, site: Site, step: &Range) -> Result<(CaptureTensor, Vec<(usize, usize)>)> {
         let tensor = match self.loaded.take() {
             Some((loaded, tensor)) if loaded == site => tensor,
             _ => self.capture.tensor(self.step, site)?,
         };
-        let rows = match tensor.positions() {
-            Some(positions) => positions.iter().map(|p| p - step.start).collect(),
-            None => (step.len() - tensor.rows()..step.len()).collect(),
+        let row = |from: usize| match tensor.positions() {
+            Some(positions) => positions[from] - step.start,
+            None => step.len() - tensor.rows() + from,
         };
+        let rows = (0..tensor.rows()).map(|from| (from, row(from))).collect();
         Ok((tensor, rows))
     }
 }
@@ -195,48 +256,54 @@ impl Observer for Replay<'_> {
         }
         let shown = self.mailbox.shown.borrow_mut().take();
         let shown = shown.expect("the twin posts what it shows");
-        let (captured, rows) = self.load(site, &step.positions(site))?;
-        if self.keep.contains(&site) {
-            let Plain { shape, data } = Plain::clone(&shown.emulated);
-            self.kept.insert((self.step, site), HostTensor { shape, values: data });
+        if !self.fitting.contains(site) {
+            self.head = Some(shown);
+            return Ok(());
         }
-        let record = self.records.entry(site).or_default();
-        let first = step.positions(site).start;
-        let head = head_width(site, &self.config);
-        compare(record, self.step, first, &shown, &captured, &rows, head);
-        if !is_inner(site) && site.stage != Stage::LmHead {
-            *self.mailbox.incoming.borrow_mut() = merged(&shown, &captured, &rows, &self.units);
+        let positions = step.positions(site);
+        let (captured, rows) = self.load(site, &positions)?;
+        self.judge(site, positions.start, &shown, &captured, &rows);
+        if !is_inner(site) {
+            let merged = merged(&shown, &captured, &rows, &self.units);
+            if site.stage == Stage::FinalNorm {
+                let known = || Triple::captured(Plain::from(host(&captured)), &self.units);
+                self.head = Some(merged.clone().unwrap_or_else(known));
+            }
+            *self.mailbox.incoming.borrow_mut() = merged;
             self.loaded = Some((site, captured));
         }
-        self.done += 1;
-        (self.progress)(Progress { done: self.done, total: self.total });
+        self.advance();
         Ok(())
     }
 
     fn replace(&mut self, site: Site) -> Result<Option<HostTensor>, ObserverError> {
-        if site.stage == Stage::LmHead {
-            return Ok(None); // Nothing follows.
+        if !self.fitting.contains(site) {
+            return Ok(None);
         }
-        if self.partial.contains(&site) {
-            // Rows that nobody captured stay as computed; inside of a fused op there is nothing to merge with.
-            self.loaded = None;
-            let incoming = self.mailbox.incoming.borrow();
-            let emulated = incoming.as_ref().map(|merged| &merged.emulated);
-            return Ok(
-                emulated.map(|x| HostTensor { shape: x.shape.clone(), values: x.data.clone() })
-            );
+        if let Some(Triple { emulated, .. }) = &*self.mailbox.incoming.borrow() {
+            // What is uploaded is the value in the mailbox.
+            let Plain { shape, data } = Plain::clone(emulated);
+            return Ok(Some(HostTensor { shape, values: data }));
         }
         let tensor = match self.loaded.take() {
             Some((loaded, tensor)) if loaded == site => tensor,
             _ => self.capture.tensor(self.step, site)?,
         };
-        let value = HostTensor { shape: tensor.shape().to_vec(), values: tensor.to_f64() };
+        if tensor.rows() < self.rows {
+            // Inside of a fused op: there is nothing yet that the captured rows could be merged with.
+            return Ok(None);
+        }
+        let value = host(&tensor);
         if is_inner(site) {
             // It is shown after the op has run.
             self.loaded = Some((site, tensor));
         }
         Ok(Some(value))
     }
+}
+
+fn host(tensor: &CaptureTensor) -> HostTensor {
+    HostTensor { shape: tensor.shape().to_vec(), values: tensor.to_f64() }
 }
 
 /// Whether a fused op computes `site` on the way, so that its replacement is asked for before it is shown.
@@ -248,7 +315,7 @@ fn is_inner(site: Site) -> bool {
 fn merged(
     shown: &Triple,
     captured: &CaptureTensor,
-    rows: &[usize],
+    rows: &[(usize, usize)],
     units: &Units,
 ) -> Option<Triple> {
     let all = shown.emulated.shape[0];
@@ -260,7 +327,7 @@ fn merged(
     let width = exact.data.len() / all;
     let values = Plain { shape: captured.shape().to_vec(), data: captured.to_f64() };
     let known = units.known(&values).unwrap_or_else(|| vec![0.0; values.data.len()]);
-    for (from, &row) in rows.iter().enumerate() {
+    for &(from, row) in rows {
         let values = &values.data[from * width..][..width];
         exact.data[row * width..][..width].copy_from_slice(values);
         emulated.data[row * width..][..width].copy_from_slice(values);
@@ -285,7 +352,7 @@ fn compare(
     first: usize,
     shown: &Triple,
     captured: &CaptureTensor,
-    rows: &[usize],
+    rows: &[(usize, usize)],
     head_width: Option<usize>,
 ) {
     let pieces = captured.pieces();
@@ -293,7 +360,7 @@ fn compare(
     let all_rows = shown.emulated.data.len() / (pieces * len);
     let by_key = captured.axes() == Axes::HeadRowKey;
     let mut values = Vec::with_capacity(len);
-    for (from, &row) in rows.iter().enumerate() {
+    for &(from, row) in rows {
         let mut sums = Sums::default();
         for piece in 0..pieces {
             values.clear();

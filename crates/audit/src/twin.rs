@@ -43,6 +43,12 @@ impl Triple {
         Self { exact: value.clone(), emulated: value, slack: None }
     }
 
+    /// A value that is known as captured.
+    pub(crate) fn captured(value: Plain<f64>, units: &Units) -> Self {
+        let slack = units.known(&value).map(Arc::from);
+        Self { slack, ..Self::known(value) }
+    }
+
     /// A value of a known slack that is only computed in one way.
     pub(crate) fn alternative(value: Plain<f64>, slack: Vec<f32>) -> Self {
         let value = Arc::new(value);
@@ -394,11 +400,11 @@ impl Backend for Twin {
     }
 
     fn upload(&self, value: HostTensor) -> Result<Triple> {
-        Ok(self.mailbox.incoming.take().unwrap_or_else(|| {
-            let known = Triple::known(value.into());
-            let slack = self.units.known(&known.exact).map(Arc::from);
-            Triple { slack, ..known }
-        }))
+        Ok(self
+            .mailbox
+            .incoming
+            .take()
+            .unwrap_or_else(|| Triple::captured(value.into(), &self.units)))
     }
 
     fn kernel(&self, op: Op<'_, Weight>) -> Kernel {
