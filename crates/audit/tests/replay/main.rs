@@ -1,0 +1,12 @@
+//! Isolated replay: quiet where nothing is wrong, and right about what is.
+
+#![allow(clippy::print_stdout, reason = "what was measured, for those who ask with --nocapture")]
+
+mod arithmetic;
+mod categories;
+mod controls;
+mod engine;
+mod faults;
+mod inputs;
+mod rows;
+mod spans;
