@@ -239,8 +239,8 @@ fn same_model(capture: &Capture, config: &Config, checkpoint: &Checkpoint) -> Re
 /// How many layers of a capture are looked at to infer its arithmetic.
 const LAYERS_TO_INFER: usize = 2;
 
-/// The candidate under which the median stage is nearest to its bound: a fault touches few stages, arithmetic touches
-/// all.
+/// The candidate under which the stages of the median layer are nearest to their bounds: a fault touches few of them,
+/// arithmetic touches all. Each kind of stage counts, since arithmetics may differ in one of them.
 fn infer(capture: &Capture, checkpoint: &Checkpoint, steps: &[Vec<u32>]) -> Result<Declared> {
     let mut best: Option<(f64, Declared)> = None;
     let mut scores = Vec::new();
@@ -250,9 +250,9 @@ fn infer(capture: &Capture, checkpoint: &Checkpoint, steps: &[Vec<u32>]) -> Resu
         let mut quiet = |_: Progress| {};
         let replay = Replay::new(capture, &model, mailbox, &steps[..1], &mut quiet);
         let replay = replay.of_layers(LAYERS_TO_INFER).run(&model, &steps[..1])?;
-        let score: f64 = [Class::Product, Class::Attention]
-            .into_iter()
-            .filter_map(|class| median(ratios(&replay.records, class)))
+        let score: f64 = Stage::all()
+            .filter(|&stage| Class::of(stage) != Class::Elementwise)
+            .filter_map(|stage| median(ratios(&replay.records, |site| site.stage == stage)))
             .map(|ratio| ratio.max(1.0).ln())
             .sum();
         scores.push((name.to_owned(), score.exp()));
@@ -284,9 +284,9 @@ impl Class {
     }
 }
 
-fn ratios(records: &BTreeMap<Site, Record>, class: Class) -> Vec<f64> {
-    let of_class = records.iter().filter(|(site, _)| Class::of(site.stage) == class);
-    of_class.map(|(_, record)| record.whole.ratio()).collect()
+fn ratios(records: &BTreeMap<Site, Record>, of: impl Fn(Site) -> bool) -> Vec<f64> {
+    let chosen = records.iter().filter(|(site, _)| of(**site));
+    chosen.map(|(_, record)| record.whole.ratio()).collect()
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -301,7 +301,10 @@ fn stages(
     captured: Captured<'_>,
 ) -> Vec<StageAudit> {
     // Whether the declared arithmetic is the engine's to the bit: then nothing beyond a bound is rounding.
-    let sharp = |class| median(ratios(records, class)).is_none_or(|m| m <= bound.of(1));
+    let sharp = |class| {
+        median(ratios(records, |site| Class::of(site.stage) == class))
+            .is_none_or(|m| m <= bound.of(1))
+    };
     let sharp = [Class::Product, Class::Attention, Class::Elementwise].map(|c| (c, sharp(c)));
     let judged = |(&site, record): (&Site, &Record)| {
         let worst = record.worst(bound);

@@ -17,8 +17,8 @@ fn a_nan_on_one_side_is_a_fault_of_the_stage_that_made_it() {
 #[test]
 fn an_infinity_is_no_large_number() {
     let checkpoint = open("tiny/llama");
-    let run = Run::default()
-        .planting(0, "layers.0.attn_out", |_, values| values[3] = f64::INFINITY);
+    let run =
+        Run::default().planting(0, "layers.0.attn_out", |_, values| values[3] = f64::INFINITY);
     let audit = run.on(native(), &checkpoint).audited(&checkpoint);
     assert_eq!(faults(&audit).first().map(String::as_str), Some("layers.0.attn_out"));
 }
@@ -85,8 +85,8 @@ fn a_capture_of_another_prompt_diverges_at_the_embedding() {
 #[test]
 fn a_capture_of_another_model_is_refused_by_the_dimension_that_differs() {
     let captured = Run::default().on(native(), &open("tiny/qwen2"));
-    let error =
-        apr_audit::audit(&captured.open(), &open(Q4), &Options::default(), &mut |_| {}).unwrap_err();
+    let error = apr_audit::audit(&captured.open(), &open(Q4), &Options::default(), &mut |_| {})
+        .unwrap_err();
     assert!(error.to_string().contains("num_hidden_layers"), "{error}");
 }
 

@@ -39,7 +39,7 @@ pub(crate) fn native() -> Cpu {
 }
 
 /// Changes a value of one step while it is computed; given its shape and elements.
-type Change = Box<dyn Fn(&[usize], &mut [f64])>;
+pub(crate) type Change = Box<dyn Fn(&[usize], &mut [f64])>;
 
 /// A run to be captured.
 pub(crate) struct Run {
@@ -51,7 +51,7 @@ pub(crate) struct Run {
     pub(crate) precision: Precision,
     pub(crate) layout: Layout,
     pub(crate) logits: LogitRows,
-    plants: BTreeMap<(usize, Site), Change>,
+    pub(crate) plants: BTreeMap<(usize, Site), Change>,
 }
 
 impl Default for Run {
@@ -197,7 +197,10 @@ impl Observer for Engine<'_> {
         match self.plants.contains_key(&(self.step, site)) {
             true => {
                 let wrong = self.wrong.take();
-                assert!(wrong.is_some(), "{site} is asked for before it is computed; plant elsewhere");
+                assert!(
+                    wrong.is_some(),
+                    "{site} is asked for before it is computed; plant elsewhere"
+                );
                 Ok(wrong)
             }
             false => Ok(None),

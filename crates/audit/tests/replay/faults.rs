@@ -20,7 +20,8 @@ fn two_faults_are_both_found() {
 #[test]
 fn one_wrong_element_is_found_where_it_is() {
     let checkpoint = open(Q4);
-    for stage in ["qkv_matmul", "attn_out", "ffn_gate", "ffn_out", "ffn_norm", "post_ffn_residual"] {
+    for stage in ["qkv_matmul", "attn_out", "ffn_gate", "ffn_out", "ffn_norm", "post_ffn_residual"]
+    {
         let name = format!("layers.1.{stage}");
         let run = Run::default().planting(0, &name, |shape, values| {
             // A hundredth of the root mean square: far below what quantisation does to the tensor.

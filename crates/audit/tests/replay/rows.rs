@@ -17,7 +17,10 @@ fn some_rows_of_a_faultless_run_are_quiet_and_not_taken_for_all() {
         for rows in [Rows::Last, Rows::Range(2..5), Rows::Range(5..12)] {
             let run = Run { rows: rows.clone(), ..Run::default() };
             let captured = run.on(native(), &checkpoint);
-            assert_quiet(&captured.audited_with(&checkpoint, &common()), &format!("{file}, {rows}"));
+            assert_quiet(
+                &captured.audited_with(&checkpoint, &common()),
+                &format!("{file}, {rows}"),
+            );
             assert_eq!(captured.audited(&checkpoint).verdict.exit_code(), 3, "{file}, {rows}");
         }
     }
@@ -49,7 +52,7 @@ fn a_fault_in_a_row_that_was_not_captured_shows_with_the_stages_it_may_be_in() {
 }
 
 #[test]
-fn the_last_row_that_claims_to_be_all_rows_is_not_judged() {
+fn the_last_row_presented_as_a_whole_prompt_diverges() {
     let checkpoint = open("tiny/qwen2");
     let run = Run { rows: Rows::Last, lengths: vec![5], logits: LogitRows::Last, ..Run::default() };
     let captured = run.on(native(), &checkpoint);

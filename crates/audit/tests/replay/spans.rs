@@ -38,7 +38,8 @@ fn a_capture_of_any_stages_is_quiet() {
     // A linear congruential generator: the same subsets in every run.
     let mut state = 7u64;
     let mut coin = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         state >> 63 == 0
     };
     for file in tiny().iter().map(String::as_str).chain([Q4, Q4, Q4]) {
