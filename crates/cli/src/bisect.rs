@@ -14,11 +14,11 @@ use apr_capture::{Capture, Dims, NameMap, OpenOptions, manifest};
 use apr_cpu::Cpu;
 use apr_format::Checkpoint;
 use apr_reference::Reference;
-use apr_report::bisect as report;
+use apr_report::{bisect as report, html};
 
 use crate::{
     args::{BackendArgs, BackendName, OptionalPromptArgs, Precision},
-    engine,
+    engine, logits,
     output::{self, Exit, Progress},
     prompt::Prompt,
 };
@@ -121,7 +121,8 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         None => work.against_path(Path::new(&args.against))?,
     };
     if let Some(path) = &args.shown.html {
-        output::write_whole(path, &report::html(&found))?;
+        let logits = logits::side_by_side(&found.comparison, &checkpoint)?;
+        output::write_whole(path, &html::bisect(&found, &logits))?;
     }
     if args.shown.json {
         output::print_json(&found)?;

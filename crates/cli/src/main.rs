@@ -15,6 +15,7 @@ mod embedded;
 mod engine;
 mod faultbench;
 mod inspect;
+mod logits;
 mod output;
 mod prompt;
 mod run;

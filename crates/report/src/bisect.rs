@@ -51,7 +51,7 @@ pub fn text(found: &Bisect, options: &Options) -> String {
     out + &paint.verdict(&verdict(found)) + "\n"
 }
 
-/// A page about it for browsers.
+/// The same as a page for browsers, which [`crate::html::bisect`] can also show next tokens on.
 pub fn html(found: &Bisect) -> String {
     crate::html::bisect(found, &[])
 }
