@@ -417,15 +417,16 @@ pub(crate) fn affected(audit: &Audit, stage: &StageAudit) -> Vec<String> {
         }));
     }
     if stage.channels_total > 0 {
-        out.push(wrong("channel", stage.channels_beyond, stage.channels_total, || {
-            let mut listed: Vec<usize> = stage.channels.iter().map(|c| c.channel).collect();
-            listed.sort_unstable();
-            let listed = words::numbers(listed);
-            match stage.channels_beyond > stage.channels.len() {
-                true => format!("{listed} among them"),
-                false => listed,
-            }
-        }));
+        let (beyond, all) = (stage.channels_beyond, stage.channels_total);
+        // A part of them would look like all of them.
+        out.push(match beyond > stage.channels.len() && beyond < all {
+            true => format!("{beyond} of {all} channels are wrong"),
+            false => wrong("channel", beyond, all, || {
+                let mut listed: Vec<usize> = stage.channels.iter().map(|c| c.channel).collect();
+                listed.sort_unstable();
+                words::numbers(listed)
+            }),
+        });
     }
     out
 }

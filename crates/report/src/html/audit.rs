@@ -56,7 +56,7 @@ pub(super) fn sections(page: &mut Page, report: &AuditReport<'_>, prefix: &str, 
         add("missing", "Not measured", list(&reasons(&audit.not_measured)));
     }
     if !audit.stages.is_empty() {
-        add("stages", "All stages", stages(audit));
+        add("stages", "All stages", stages(audit, side.is_empty()));
     }
     add("origin", "Where it comes from", origin(audit, report.provenance));
 }
@@ -231,7 +231,9 @@ fn numbers(what: &str, rows: impl Iterator<Item = (String, Errors)>) -> Markup {
     }
 }
 
-fn stages(audit: &Audit) -> Markup {
+/// The table of all stages, unfolded if it is what the page is about and not too long.
+fn stages(audit: &Audit, unfolded: bool) -> Markup {
+    let spans = audit.stages.iter().any(|stage| !stage.span.is_empty());
     let row_class = |finding| match finding {
         Finding::Explained => None,
         Finding::Close => Some("close"),
@@ -243,7 +245,7 @@ fn stages(audit: &Audit) -> Markup {
              must add; unexplained: captured against emulated; bound: what accumulation adds, one standard deviation; all relative L2. \
              Excess: the worst test in units of its limit."
         }
-        details open[audit.stages.len() <= 100] {
+        details open[unfolded && audit.stages.len() <= 100] {
             summary { (plural(audit.stages.len(), "stage")) }
             div.scroll tabindex="0" role="region" aria-label="All stages" {
                 table.list {
@@ -251,7 +253,7 @@ fn stages(audit: &Audit) -> Markup {
                         tr {
                             @for name in ["stage", "finding", "local", "floor", "unexplained", "bound", "excess"] { th scope="col" { (name) } }
                             th.text scope="col" { "worst at" }
-                            th.text scope="col" { "judged together with" }
+                            @if spans { th.text scope="col" { "judged together with" } }
                         }
                     }
                     tbody {
@@ -263,7 +265,9 @@ fn stages(audit: &Audit) -> Markup {
                                 @for x in [e.local, e.floor, e.unexplained, e.bound] { td { (magnitude(x)) } }
                                 td { (excess(stage.worst.excess)) }
                                 td.text { (place(audit, stage, &stage.worst)) }
-                                td.text { (stage.span.iter().map(|s| s.to_string()).collect::<Vec<_>>().join(", ")) }
+                                @if spans {
+                                    td.text { (stage.span.iter().map(|s| s.to_string()).collect::<Vec<_>>().join(", ")) }
+                                }
                             }
                         }
                     }

@@ -32,12 +32,10 @@ pub fn bisect(found: &Bisect, logits: &[LogitRow]) -> String {
     if let Some(files) = &found.files {
         page.section("files", "Files", list(&differences(files)));
     }
+    between(&mut page, found, logits);
     for (prefix, side, audit, report) in audited(found) {
         let report = AuditReport { audit, diagnoses: &report.diagnoses, provenance: None };
         audit::sections(&mut page, &report, prefix, side);
-        if prefix == "a-" {
-            between(&mut page, found, logits);
-        }
     }
     page.section("sides", "The two sides", origins(found));
     page.render()
