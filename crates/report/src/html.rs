@@ -83,6 +83,8 @@ impl Page {
         let tone = Tone::of(&self.verdict);
         let mut lines = self.verdict.lines();
         let headline = lines.next().unwrap_or_default();
+        let (points, lines): (Vec<&str>, Vec<&str>) =
+            lines.partition(|line| line.starts_with("- "));
         let page = html! {
             (DOCTYPE)
             html lang="en" {
@@ -97,6 +99,7 @@ impl Page {
                     header.(tone.class()) {
                         h1 { span.sign aria-hidden="true" { (tone.sign()) } " " (headline) }
                         @for line in lines { p { (line) } }
+                        @if !points.is_empty() { ul { @for point in points { li { (&point[2..]) } } } }
                     }
                     nav aria-label="Sections" {
                         ul { @for section in &self.sections { li { a href={ "#" (section.id) } { (section.heading) } } } }

@@ -90,8 +90,15 @@ fn cumulative(found: &Bisect) -> Markup {
     }
 }
 
+/// The cumulative errors; a NaN on one side only is beyond any.
 fn errors(comparison: &Comparison) -> BTreeMap<Site, f64> {
-    let error = |stage: &apr_diff::StageComparison| Some((stage.site, stage.metrics.relative_l2?));
+    let error = |stage: &apr_diff::StageComparison| {
+        let error = match stage.metrics.categories.mismatched {
+            0 => stage.metrics.relative_l2?,
+            _ => f64::INFINITY,
+        };
+        Some((stage.site, error))
+    };
     comparison.stages.iter().filter_map(error).collect()
 }
 
