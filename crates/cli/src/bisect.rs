@@ -194,11 +194,7 @@ impl Work<'_> {
         let given = self.args.prompt.given().map(|args| Prompt::resolve(&args, self.checkpoint));
         let given = given.transpose()?;
         let steps = steps_of(&capture, given.as_ref())?;
-        // A capture of the very file under test is held against that.
-        let same = capture.provenance().and_then(|p| p.model.index_sha256.clone())
-            == Some(self.checkpoint.index_sha256());
-        let checkpoint = reference.as_ref().or(same.then_some(self.checkpoint));
-        let against = Against::Capture { capture: &capture, checkpoint };
+        let against = Against::Capture { capture: &capture, checkpoint: reference.as_ref() };
         self.bisect(&against, &Script::Steps(steps), given.as_ref())
     }
 

@@ -179,17 +179,20 @@ pub fn bisect(
     let own = Options::default();
     let audit_a = audited("auditing the run", &ours, a, &own)?;
     let given = Options { arithmetic: options.arithmetic.clone(), common: true, ..own.clone() };
-    let audit_b = match reference_file {
+    let mut audit_b = match reference_file.or(may_be_of(theirs, a).then_some(a)) {
         Some(file) => Some(audited("auditing the reference", theirs, file, &given)?),
         None => None,
     };
-    let reference_with_our_weights = match reference_file {
-        Some(_) => None,
-        None => {
+    let mut reference_with_our_weights = None;
+    if reference_file.is_none() {
+        // Names, types and shapes of tensors may agree where their values do not.
+        audit_b = audit_b.filter(|audit| audit.faults().next().is_none());
+        if audit_b.is_none() {
             let options = Options { rounded_weights: true, ..given.clone() };
-            Some(audited("holding the reference against our weights", theirs, a, &options)?)
+            let doing = "holding the reference against our weights";
+            reference_with_our_weights = Some(audited(doing, theirs, a, &options)?);
         }
-    };
+    }
     let with_their_weights = match other_file {
         Some(file) => Some(audited("replaying with the reference's weights", &ours, file, &own)?),
         None => None,
@@ -201,10 +204,10 @@ pub fn bisect(
     let parts = parts::of(&audit_a, with_their_weights.as_ref(), &comparison);
     say("explaining");
     let diagnoses_a = diagnose(&ours, a, &audit_a, options.faults)?;
-    let diagnoses_b = match (&audit_b, reference_file, &reference_with_our_weights) {
-        (Some(audit), Some(file), _) => diagnose(theirs, file, audit, options.faults)?,
-        (_, _, Some(audit)) => diagnose(theirs, a, audit, options.faults)?,
-        _ => Vec::new(),
+    let diagnoses_b = match (&audit_b, &reference_with_our_weights) {
+        (Some(audit), _) => diagnose(theirs, reference_file.unwrap_or(a), audit, options.faults)?,
+        (None, Some(audit)) => diagnose(theirs, a, audit, options.faults)?,
+        (None, None) => Vec::new(),
     };
     say("grafting");
     let case = GraftCase { file: a, run: &*run, steps: &steps, theirs, place };
@@ -243,6 +246,12 @@ pub fn bisect(
     };
     found.verdict = verdict::of(&found);
     Ok(found)
+}
+
+/// Whether `capture` may have been made of `file`, by the names, types and shapes of tensors that it declares.
+fn may_be_of(capture: &Capture, file: &Checkpoint) -> bool {
+    let declared = capture.provenance().and_then(|p| p.model.index_sha256.as_ref());
+    declared.is_none_or(|declared| *declared == file.index_sha256())
 }
 
 /// What grafts are made of.
