@@ -80,7 +80,7 @@ _NEUTRAL = {
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An opened file: its metadata, and name, type and shape (innermost first) of each tensor."""
+    """An opened file: its metadata, and name, type and shape (outermost first) of each tensor."""
 
     path: Path
     reader: gguf.GGUFReader
@@ -103,7 +103,7 @@ def open_file(path: Path) -> GgufFile:
         ) from None
     architecture = metadata.get("general.architecture")
     check_architecture(architecture, path)
-    tensors = [(t.name, t.tensor_type.name, t.shape.tolist()) for t in reader.tensors]
+    tensors = [(t.name, t.tensor_type.name, t.shape.tolist()[::-1]) for t in reader.tensors]
     for name, *_ in tensors:
         if name != ROPE_FREQS and hf_name(name) is None:
             raise AprtError(f"{path}: tensor {name} is not one of a {architecture} model")
@@ -164,7 +164,7 @@ def settings(file: GgufFile, remedy: str = "") -> dict:
     if "token_embd.weight" not in shapes:
         raise AprtError(f"{path}: tensor token_embd.weight is missing")
     described = {
-        "vocab_size": shapes["token_embd.weight"][-1],
+        "vocab_size": shapes["token_embd.weight"][0],
         "hidden_size": need("embedding_length"),
         "intermediate_size": ffn,
         "num_hidden_layers": need("block_count"),

@@ -1,5 +1,7 @@
 """A GGUF of a model gives the model's capture: files are written here, by llama.cpp's rules."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,8 +13,9 @@ from conftest import ARCHITECTURES, LLAMA3_SCALING, TOKENS, forward, make_model 
 from recompute import rope_frequencies  # noqa: E402
 
 import aprt  # noqa: E402
-from aprt.gguf_file import unpermute  # noqa: E402
+from aprt.gguf_file import open_file, unpermute  # noqa: E402
 from aprt.oracle import load  # noqa: E402
+from aprt.store import index_sha256  # noqa: E402
 
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -242,3 +245,11 @@ def test_unpermuting_undoes_the_interleaving():
     np.testing.assert_array_equal(unpermute(interleave(weight, 2), 2), weight)
     # one head of 4 rows: pairs (0, 2) and (1, 3) are stored side by side
     np.testing.assert_array_equal(unpermute(np.array([0, 2, 1, 3]), 1), [0, 1, 2, 3])
+
+
+def test_the_index_hash_is_that_of_the_rust_side():
+    """The same constant stands in crates/format/tests/fixtures.rs."""
+    fixtures = Path(__file__).parents[2] / "fixtures"
+    file = open_file(fixtures / "tiny/qwen2/qwen2-F16.gguf")
+    expected = "c9380f60d23c3df1a3be6ce514ef19443acdabe0bb10435530fa8f54e326958a"
+    assert index_sha256(file.tensors) == expected
