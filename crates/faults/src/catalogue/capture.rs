@@ -7,7 +7,7 @@ use apr_model::{Site, Stage};
 use half::f16;
 
 use crate::{
-    Fault,
+    Engine, Fault,
     fault::{Blames, CapturePlace, Family, Plant, Reach},
     recording::Recording,
     rng::Rng,
@@ -55,7 +55,11 @@ pub(super) const FAULTS: &[Fault] = &[
         "Only the last row of each step was kept.",
     )
     .blaming(Blames::Nothing),
+    // Not the softmax of flash attention, which never exists.
     capture("captured-not", LABELLED, stage_missing, "The stage was not captured.")
+        .only(|target| {
+            !(target.engine == Engine::LlamaCpp && target.site.stage == Stage::AttnSoftmax)
+        })
         .blaming(Blames::Nothing),
     capture(
         "captured-step-missing",
