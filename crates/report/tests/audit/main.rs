@@ -1,5 +1,6 @@
 //! Audits as text, as JSON and as a page: of captures by Hugging Face, with the right weights and with wrong ones.
 
+mod bisect;
 mod page;
 mod schema;
 mod text;
@@ -36,14 +37,8 @@ impl Case {
 
     /// The same with 16 rows of a weight other than they were.
     fn wrong() -> Self {
-        let mut draft = Draft::of(&tiny());
-        let weight = draft.tensor("model.layers.1.mlp.gate_proj.weight");
-        let mut bytes = weight.bytes().to_vec();
-        let row = weight.shape().cols() * 2;
-        bytes[16 * row..32 * row].fill(0);
-        *weight = Stored::new(weight.dtype(), weight.shape().clone(), bytes.into()).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let checkpoint = draft.hugging_face(directory.path());
+        let checkpoint = with_wrong_gate(directory.path());
         Self::of(&golden("tiny-qwen2").capture, &checkpoint, false)
     }
 
@@ -62,4 +57,15 @@ impl Case {
 
 fn tiny() -> Checkpoint {
     Checkpoint::open(fixture("tiny/qwen2")).unwrap()
+}
+
+/// Tiny Qwen2 with 16 zeroed rows of a weight, in `directory`.
+fn with_wrong_gate(directory: &Path) -> Checkpoint {
+    let mut draft = Draft::of(&tiny());
+    let weight = draft.tensor("model.layers.1.mlp.gate_proj.weight");
+    let mut bytes = weight.bytes().to_vec();
+    let row = weight.shape().cols() * 2;
+    bytes[16 * row..32 * row].fill(0);
+    *weight = Stored::new(weight.dtype(), weight.shape().clone(), bytes.into()).unwrap();
+    draft.hugging_face(directory)
 }
