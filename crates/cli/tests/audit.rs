@@ -1,5 +1,7 @@
 //! `apr audit`: which stage of a capture is wrong, and never a verdict from missing data.
 
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
+
 mod common;
 
 use std::{fs, path::Path};
