@@ -12,7 +12,7 @@ use apr_report::check::CheckReport;
 use apr_tokenizer::{Specials, Tokenizer};
 
 use crate::{
-    args::{BackendArgs, BackendName, Precision, PromptArgs, token_id},
+    args::{BackendArgs, BackendName, OptionalPromptArgs, Precision},
     engine,
     output::{self, Exit, Progress},
     prompt::Prompt,
@@ -24,6 +24,8 @@ Examples:
   apr check model.gguf --only decode,threads -p 'What is 2+2?'
   apr check model_dir/ --backend reference --quick --json
   apr check --list
+
+All runs read the prompt, by default a fixed text of up to 24 tokens.
 
 Exit codes: 0 all holds (there may be notes), 1 something is broken, 2 error, 3 something asked for was not measured.";
 
@@ -46,22 +48,9 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    prompt: OptionalPrompt,
+    prompt: OptionalPromptArgs,
     #[command(flatten)]
     backend: BackendArgs,
-}
-
-/// The prompt, if it is not to be the usual one.
-#[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Prompt")]
-struct OptionalPrompt {
-    /// The text that all runs read; `-` reads it from stdin [default: a fixed text of up to 24 tokens].
-    #[arg(short, long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// Token ids as they are, instead of a text.
-    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', value_parser = token_id)]
-    #[arg(allow_negative_numbers = true, conflicts_with = "prompt")]
-    tokens: Option<Vec<u32>>,
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
@@ -72,7 +61,7 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     }
     let path = args.model.as_ref().context("no model: give a file or a directory")?;
     let checkpoint = engine::open(path)?;
-    let (prompt, tokens) = args.prompt.resolve(&checkpoint, args.quick)?;
+    let (prompt, tokens) = resolve(&args.prompt, &checkpoint, args.quick)?;
     let options = Options { tokens, only: args.only.clone(), quick: args.quick };
     let checkup = check(&args.backend, &checkpoint, &options)?;
     let exit = match checkup.exit_code() {
@@ -159,34 +148,34 @@ const DEFAULT_TEXT: &str = "The number 42 is the sum of 17 and 25. def add(a, b)
 const TOKENS: usize = 24;
 const QUICK_TOKENS: usize = 8;
 
-impl OptionalPrompt {
-    /// Where the prompt comes from, and its tokens.
-    fn resolve(&self, checkpoint: &Checkpoint, quick: bool) -> Result<(String, Vec<u32>)> {
-        let Self { prompt, tokens } = self.clone();
-        if prompt.is_some() || tokens.is_some() {
-            let args = PromptArgs { prompt, tokens, chat: false, system: None };
-            let prompt = Prompt::resolve(&args, checkpoint)?;
-            let source = prompt.text.map_or("as given".to_owned(), |text| format!("{text:?}"));
-            return Ok((source, prompt.token_ids));
+/// Where the prompt comes from, and its tokens.
+fn resolve(
+    prompt: &OptionalPromptArgs,
+    checkpoint: &Checkpoint,
+    quick: bool,
+) -> Result<(String, Vec<u32>)> {
+    if let Some(given) = prompt.given() {
+        let prompt = Prompt::resolve(&given, checkpoint)?;
+        let source = prompt.text.map_or("as given".to_owned(), |text| format!("{text:?}"));
+        return Ok((source, prompt.token_ids));
+    }
+    let Ok(config) = read_config(checkpoint) else {
+        return Ok(("none, since the model cannot be run".to_owned(), Vec::new()));
+    };
+    let wanted = if quick { QUICK_TOKENS } else { TOKENS };
+    let wanted = wanted.min(config.max_position_embeddings);
+    let encoded = Tokenizer::from_checkpoint(checkpoint)
+        .and_then(|tokenizer| tokenizer.encode(DEFAULT_TEXT, Specials::Literal));
+    let known = |id: &u32| (*id as usize) < config.vocab_size;
+    match encoded {
+        Ok(mut ids) if ids.len() >= wanted && ids.iter().all(known) => {
+            ids.truncate(wanted);
+            Ok(("the beginning of a fixed text".to_owned(), ids))
         }
-        let Ok(config) = read_config(checkpoint) else {
-            return Ok(("none, since the model cannot be run".to_owned(), Vec::new()));
-        };
-        let wanted = if quick { QUICK_TOKENS } else { TOKENS };
-        let wanted = wanted.min(config.max_position_embeddings);
-        let encoded = Tokenizer::from_checkpoint(checkpoint)
-            .and_then(|tokenizer| tokenizer.encode(DEFAULT_TEXT, Specials::Literal));
-        let known = |id: &u32| (*id as usize) < config.vocab_size;
-        match encoded {
-            Ok(mut ids) if ids.len() >= wanted && ids.iter().all(known) => {
-                ids.truncate(wanted);
-                Ok(("the beginning of a fixed text".to_owned(), ids))
-            }
-            // Steps of a prime reach every id, neighbours apart.
-            _ => {
-                let ids = (0..wanted).map(|i| ((i * 37 + 11) % config.vocab_size) as u32);
-                Ok(("derived from the size of the vocabulary".to_owned(), ids.collect()))
-            }
+        // Steps of a prime reach every id, neighbours apart.
+        _ => {
+            let ids = (0..wanted).map(|i| ((i * 37 + 11) % config.vocab_size) as u32);
+            Ok(("derived from the size of the vocabulary".to_owned(), ids.collect()))
         }
     }
 }
