@@ -14,6 +14,6 @@ mod tensor;
 
 pub use arithmetic::{Activations, Arithmetic};
 pub use backend::{Kv, Reference};
-pub use linear::{Operand, products};
+pub use linear::{Operand, dot, products};
 pub use real::Real;
 pub use tensor::Tensor;

@@ -143,8 +143,8 @@ fn plain<F: Real>(w: &[Vec<F>], x: &[Rounded<F>], y: &mut [F]) {
     }
 }
 
-/// The sum of the products of two slices of one length.
-pub(crate) fn dot<F: Real>(x: &[F], y: &[F]) -> F {
+/// The sum of the products of two slices of one length, in lanes.
+pub fn dot<F: Real>(x: &[F], y: &[F]) -> F {
     let [[dot]] = dots([x], [y]);
     dot
 }

@@ -6,12 +6,12 @@
 //! element by element, from the data at hand: there is no constant that was tuned to a model. Where a
 //! value was not given by the engine, the slack of what it is computed from goes on through the op.
 //!
-//! Rounding on purpose adds a discontinuity: an activation that is off by `b` falls to the other side of a
-//! rounding threshold with probability `b / step`, and is then off by a whole `step`: a variance of `b step`. One such flip
-//! is not a Gaussian, so wherever flips are possible the largest single one is counted in full.
+//! Rounding on purpose adds a discontinuity: an activation that is off may fall to the other side of a rounding threshold,
+//! and is then off by a whole step. Where the threshold is within its [`REACH`] the step is counted in full, elsewhere
+//! not at all.
 
 use apr_model::{Error, Result, RopeTable};
-use apr_reference::{Arithmetic, Tensor};
+use apr_reference::{Arithmetic, Tensor, dot};
 use apr_tensor::{DType, Stored, activation::ActivationType};
 use rayon::prelude::*;
 
@@ -184,34 +184,23 @@ pub(crate) fn through_linear(
     let mut column = 0;
     for part in parts {
         let kind = kind(part.dtype());
-        // Variance of each activation, and the square of the flip that is possible there.
-        let mut variance = Vec::with_capacity(x.data.len());
-        let mut flip = Vec::with_capacity(x.data.len());
-        for (row, before) in x.rows().zip(before.chunks_exact(width)) {
-            for (step, &b) in steps(kind, row).into_iter().zip(before) {
-                let b = f64::from(b);
-                variance.push(b * b + b * step);
-                flip.push(if b > 0.0 { step * step } else { 0.0 });
-            }
-        }
+        let variance: Vec<Vec<f64>> = x
+            .rows()
+            .zip(before.chunks_exact(width))
+            .map(|(row, before)| after_rounding(kind, row, before))
+            .collect();
         let rows = part.shape().rows();
         let added: Vec<Vec<f64>> = (0..rows)
             .into_par_iter()
             .map_init(
-                || vec![0.0f32; width],
-                |w, row| {
+                || (vec![0.0f32; width], vec![0.0; width]),
+                |(w, squares), row| {
                     part.dequantize_row(row, w)?;
-                    let of_row = |i: usize| {
-                        let (variance, flip) = (&variance[i * width..], &flip[i * width..]);
-                        let (mut sum, mut largest) = (0.0, 0.0f64);
-                        for ((&w, v), f) in w.iter().zip(variance).zip(flip) {
-                            let square = f64::from(w) * f64::from(w);
-                            sum += square * v;
-                            largest = largest.max(square * f);
-                        }
-                        sum + largest
-                    };
-                    Ok::<_, Error>((0..n).map(of_row).collect())
+                    squares
+                        .iter_mut()
+                        .zip(w)
+                        .for_each(|(square, w)| *square = f64::from(*w).powi(2));
+                    Ok::<_, Error>(variance.iter().map(|v| dot(squares, v)).collect())
                 },
             )
             .collect::<Result<_>>()?;
@@ -226,30 +215,78 @@ pub(crate) fn through_linear(
     Ok(())
 }
 
-/// The distance between the values that each activation may be rounded to.
-fn steps(kind: ActivationType, row: &[f64]) -> Vec<f64> {
-    match kind.block_len() {
-        1 => {
-            let ulp = match kind {
-                ActivationType::F16 => 2.0 * Units::of(DType::F16),
-                ActivationType::BF16 => 2.0 * Units::of(DType::BF16),
+/// How many standard deviations a value may be off: by more than this, none of a billion is.
+const REACH: f64 = 7.0;
+
+/// What a value `x` that is off by `before` may be off in addition when it is rounded to a multiple of `step`.
+fn flip(x: f64, before: f64, step: f64) -> f64 {
+    // Thresholds lie half way between multiples.
+    let from_threshold = ((x / step).rem_euclid(1.0) - 0.5).abs() * step;
+    if before > 0.0 && from_threshold <= REACH * before { step } else { 0.0 }
+}
+
+/// The distance between neighbours of `x` in a float type of this unit.
+fn spacing(unit: f64, x: f64) -> f64 {
+    match x {
+        0.0 => 0.0,
+        x => 2.0 * unit * x.abs().log2().floor().exp2(),
+    }
+}
+
+/// What a value that is off by `before` may be off in addition when it is rounded to a float type.
+fn flip_of(dtype: DType, x: f64, before: f64) -> f64 {
+    match (dtype, x) {
+        (_, 0.0) | (DType::F32 | DType::F64, _) => 0.0,
+        _ => flip(x, before, spacing(Units::of(dtype), x)),
+    }
+}
+
+/// The same of an operand of a product.
+fn flip_as(kind: ActivationType, x: f64, before: f64) -> f64 {
+    match kind {
+        ActivationType::F16 => flip_of(DType::F16, x, before),
+        ActivationType::BF16 => flip_of(DType::BF16, x, before),
+        _ => 0.0,
+    }
+}
+
+/// The variances of activations of the slack `before` after they have been rounded to `kind`.
+fn after_rounding(kind: ActivationType, row: &[f64], before: &[f32]) -> Vec<f64> {
+    let mut variances = Vec::with_capacity(row.len());
+    let len = kind.block_len();
+    for (x, before) in row.chunks(len).zip(before.chunks(len)) {
+        let largest = (0..x.len()).max_by(|&i, &j| x[i].abs().total_cmp(&x[j].abs()));
+        let (max, off) = largest.map_or((0.0, 0.0), |i| (x[i].abs(), f64::from(before[i])));
+        let step = max / 127.0;
+        // The scale of a block of 32 is kept in f16: with it all of the block moves to one side.
+        let scale = match kind {
+            ActivationType::Q8_0 | ActivationType::Q8_1 => {
+                flip_of(DType::F16, step, off / 127.0) / step.max(f64::MIN_POSITIVE)
+            }
+            _ => 0.0,
+        };
+        for (&x, &before) in x.iter().zip(before) {
+            let before = f64::from(before);
+            let flip = match kind {
+                _ if len == 1 => flip_as(kind, x, before),
+                // The sum of the block is kept in f16 as well, and moves with every element.
+                ActivationType::Q8_1 if before > 0.0 => step,
+                // An element moves against its thresholds also when the largest does.
+                _ if max > 0.0 => flip(x, before + off * x.abs() / max, step),
                 _ => 0.0,
             };
-            row.iter().map(|x| ulp * x.abs()).collect()
+            let with_scale = len as f64 * (scale * x).powi(2);
+            variances.push(squares([before, flip]) + with_scale);
         }
-        block => row
-            .chunks(block)
-            .flat_map(|block| std::iter::repeat_n(RowNorm::of(block).max / 127.0, block.len()))
-            .collect(),
     }
+    variances
 }
 
 /// What the cache does to the slack of a key or value.
 pub(crate) fn rounded(kv: DType, x: &Tensor<f64>, slack: Option<&[f32]>) -> Vec<f32> {
-    let ulp = if matches!(kv, DType::F16 | DType::BF16) { 2.0 * Units::of(kv) } else { 0.0 };
-    let one = |(i, x): (usize, &f64)| match at(slack, i) {
+    let one = |(i, &x): (usize, &f64)| match at(slack, i) {
         0.0 => 0.0,
-        b => root(b * b + b * ulp * x.abs() + (ulp * x).powi(2)),
+        b => root(squares([b, flip_of(kv, x, b)])),
     };
     x.data.iter().enumerate().map(one).collect()
 }
@@ -402,7 +439,6 @@ impl Attention<'_> {
     pub(crate) fn scores(&self, scores: &Tensor<f64>) -> Vec<f32> {
         let (n, heads, head_dim) = self.dims();
         let keys = scores.cols();
-        let ulp = steps(self.arithmetic.queries, &[1.0])[0];
         self.each_row(keys, |h, i, visible, slack| {
             let first = (i * heads + h) * head_dim;
             let q = &self.q.data[first..][..head_dim];
@@ -417,10 +453,9 @@ impl Attention<'_> {
                 if self.q_slack.is_some() || self.kv_slack.is_some() {
                     for c in 0..head_dim {
                         let b = at(self.q_slack, first + c);
-                        let flips =
-                            if b > 0.0 { b * ulp * q[c].abs() + (ulp * q[c]).powi(2) } else { 0.0 };
+                        let flip = flip_as(self.arithmetic.queries, q[c], b);
                         let dk = at(self.kv_slack.map(|[k, _]| k), start + c);
-                        moved += k[c] * k[c] * (b * b + flips) + q[c] * q[c] * dk * dk;
+                        moved += k[c] * k[c] * squares([b, flip]) + q[c] * q[c] * dk * dk;
                     }
                 }
                 let kept = self.units.kept(2.0, score);
@@ -462,7 +497,6 @@ impl Attention<'_> {
     ) -> Vec<f32> {
         let (n, heads, head_dim) = self.dims();
         let keys = softmax.cols();
-        let ulp = steps(self.arithmetic.probabilities, &[1.0])[0];
         let mut slack = vec![0.0; out.data.len()];
         slack.par_chunks_exact_mut(head_dim).enumerate().for_each(|(row, slack)| {
             let (i, h) = (row / heads, row % heads);
@@ -473,13 +507,13 @@ impl Attention<'_> {
             for j in 0..visible {
                 let p = softmax.data[first + j];
                 let dp = at(before, first + j);
-                let flips = if dp > 0.0 { dp * ulp * p + (ulp * p).powi(2) } else { 0.0 };
+                let dp = squares([dp, flip_as(self.arithmetic.probabilities, p, dp)]);
                 let start = self.at(j, h);
                 for c in 0..head_dim {
                     let v = self.values[start + c];
                     let dv = at(self.kv_slack.map(|[_, v]| v), start + c);
                     products[c] += (p * v).powi(2);
-                    moved[c] += v * v * (dp * dp + flips) + p * p * dv * dv;
+                    moved[c] += v * v * dp + p * p * dv * dv;
                 }
             }
             // Running sums may be rescaled whenever a larger score comes along: twice the roundings.
@@ -493,3 +527,7 @@ impl Attention<'_> {
         slack
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::print_stdout, reason = "how generous slack is, for those who ask with --nocapture")]
+mod tests;
