@@ -260,3 +260,60 @@ fn attempt(
     }
     Ok(explained)
 }
+
+#[cfg(test)]
+mod tests {
+    use apr_capture::{Dims, Provenance, Recorder, RecorderOptions};
+    use apr_model::{LogitRows, Model, Phase, Stage, StepInput};
+    use apr_reference::{Arithmetic, Reference};
+    use apr_testkit::{TINY, fixture, invariants};
+
+    use super::*;
+    use crate::{Options, audit};
+
+    /// A case computes a stage by itself, the audit in the one forward pass: here they are held together.
+    #[test]
+    fn a_case_finds_of_each_stage_what_the_audit_found() {
+        let fused = [Stage::AttnScores, Stage::AttnSoftmax, Stage::FfnSilu, Stage::QkvMatmul];
+        for name in TINY {
+            for without in [&[][..], &fused] {
+                let checkpoint = Checkpoint::open(fixture(&format!("tiny/{name}"))).unwrap();
+                let backend = Reference::<f32>::new(Arithmetic::LLAMA_CPP);
+                let model = Model::load(backend, &checkpoint).unwrap();
+                let captured = model.all_taps();
+                let captured = captured.iter().filter(|site| !without.contains(&site.stage));
+                let directory = tempfile::tempdir().unwrap();
+                let path = directory.path().join("capture");
+                let mut recorder = Recorder::create(
+                    &path,
+                    Provenance::of(&model, &checkpoint, None),
+                    Dims::from(model.config()),
+                    RecorderOptions::new(captured.collect()),
+                )
+                .unwrap();
+                let mut cache = model.cache(11).unwrap();
+                for (chunk, tokens) in invariants::tokens(11).chunks(6).enumerate() {
+                    let logits = LogitRows::All;
+                    let input = StepInput { tokens, phase: Phase::Prefill, chunk, logits };
+                    model.step(input, &mut cache, &mut recorder).unwrap();
+                }
+                recorder.finish().unwrap();
+
+                let capture = Capture::open(&path).unwrap();
+                let options = Options { common: true, ..Options::default() };
+                let audit = audit(&capture, &checkpoint, &options, &mut |_| {}).unwrap();
+                let replayed = audit.replayed.as_ref().unwrap();
+                let (model, _mailbox) = replay::load(&checkpoint, &replayed.declared).unwrap();
+                let evidence = Evidence::new(&capture, model, replayed);
+                assert!(!audit.stages.is_empty(), "{name}");
+                for stage in &audit.stages {
+                    let case = Case::new(&evidence, stage, Extent::All);
+                    let case = case.unwrap_or_else(|e| panic!("{name}: {}: {e:?}", stage.site));
+                    let (here, there) = (case.excess(&case.record), stage.worst.excess);
+                    let site = stage.site;
+                    assert!((here - there).abs() <= 1e-6 * there, "{name}: {site}: {here} {there}");
+                }
+            }
+        }
+    }
+}

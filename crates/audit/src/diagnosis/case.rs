@@ -192,7 +192,7 @@ impl<'a> Case<'a> {
     /// Columns of a sample of a very large product.
     const SAMPLE_COLUMNS: usize = 1024;
     /// Multiplications that a whole case may take for one product.
-    const AFFORDABLE: usize = 1 << 31;
+    const AFFORDABLE: usize = 1 << 30;
     /// Multiplications for one row from which on a product is very large.
     const LARGE: usize = 1 << 24;
     /// How many stages may be computed because nobody captured them.
@@ -212,7 +212,7 @@ impl<'a> Case<'a> {
         let whole = evidence.is_of_attention(site);
         let most = match extent {
             Extent::Sample => Self::SAMPLE,
-            Extent::All => (Self::AFFORDABLE / work).max(Self::SAMPLE),
+            Extent::All => (Self::AFFORDABLE / work).max(Self::SAMPLE / 2),
         };
         let is_all_rows = positions.len() <= most;
         thin_out(&mut positions, stage, most);

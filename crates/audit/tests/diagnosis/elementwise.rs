@@ -6,6 +6,9 @@ use crate::{
     sentence,
 };
 
+/// A name and what is computed of two inputs.
+type Case<'f> = (&'static str, &'f dyn Fn(f64, f64) -> f64);
+
 fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
@@ -56,7 +59,7 @@ fn an_activation_that_nobody_captured_is_diagnosed_by_what_follows() {
 fn gates_that_are_combined_otherwise_are_named() {
     let run = Run::of("tiny/qwen2");
     let site = Site::layer(1, Stage::FfnSwigl);
-    let cases: [(&str, &dyn Fn(f64, f64) -> f64); 3] = [
+    let cases: [Case<'_>; 3] = [
         ("up-missing", &|silu, _| silu),
         ("gate-missing", &|_, up| up),
         ("sum-for-product", &|silu, up| silu + up),
@@ -76,7 +79,7 @@ fn gates_that_are_combined_otherwise_are_named() {
 fn what_is_wrong_with_a_residual_is_named() {
     let run = Run::of("tiny/qwen2");
     let site = Site::layer(1, Stage::PostFfnResidual);
-    let cases: [(&str, &dyn Fn(f64, f64) -> f64); 5] = [
+    let cases: [Case<'_>; 5] = [
         ("residual-missing", &|_, block| block),
         ("block-missing", &|stream, _| stream),
         ("residual-doubled", &|stream, block| 2.0 * stream + block),

@@ -248,7 +248,7 @@ fn embeddings_of_other_tokens_are_named() {
     let found = run.plant(site, &|seen: &Seen, right| {
         with(right, seen.tokens.iter().flat_map(|&t| row(seen, t as usize + 1)).collect())
     });
-    is_only("rows-shifted", site, &found);
+    is_only("embedding-rows-shifted", site, &found);
     let found = run.plant(site, &|seen: &Seen, right| {
         let mut tokens = seen.tokens.clone();
         tokens[3] = 99;

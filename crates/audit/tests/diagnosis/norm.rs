@@ -6,6 +6,9 @@ use crate::{
     sentence,
 };
 
+/// What becomes of values, given the norm's weight and epsilon.
+type Norm<'f> = &'f dyn Fn(&[f64], &[f64], f64) -> Vec<f64>;
+
 /// Each group of `width` values through `f`, which is also given the norm's weight.
 fn groups(
     x: &[f64],
@@ -30,7 +33,7 @@ fn times(x: Vec<f64>, w: impl Iterator<Item = f64>) -> Vec<f64> {
 fn what_is_wrong_with_a_norm_is_named() {
     let run = Run::of("tiny/llama");
     let site = Site::layer(1, Stage::FfnNorm);
-    let plant = |f: &dyn Fn(&[f64], &[f64], f64) -> Vec<f64>| {
+    let plant = |f: Norm<'_>| {
         run.plant(site, &|seen: &Seen, right| {
             let x = &seen.get(Site::layer(1, Stage::PostAttnResidual)).values;
             let w = seen.tensor("blk.1.ffn_norm.weight");

@@ -10,10 +10,13 @@ use crate::{
 
 const EMBEDDING: &[Stage] = &[Embedding];
 
-pub(super) const TABLE: &[Hypothesis] = &[named("other-tokens", EMBEDDING, |s| tokens(s, false))];
+pub(super) const TABLE: &[Hypothesis] = &[
+    named("embedding-rows-shifted", EMBEDDING, |s| tokens(s, true)),
+    named("other-tokens", EMBEDDING, |s| tokens(s, false)),
+];
 
 /// Looks the captured rows up in the table. Where all are the same distance from what they should be, the table is shifted.
-pub(super) fn tokens(suspect: &Suspect<'_>, shifted: bool) -> Answer {
+fn tokens(suspect: &Suspect<'_>, shifted: bool) -> Answer {
     let Some(found) = look_up(suspect)? else { return Ok(None) };
     let own: Vec<u32> =
         suspect.case.rows.iter().map(|&row| suspect.case.evidence.token(row)).collect();

@@ -18,7 +18,6 @@ use crate::{
 };
 
 const PRODUCTS: &[Stage] = &[QkvMatmul, AttnOut, FfnGate, FfnUp, FfnOut, LmHead];
-const ROWS: &[Stage] = &[Embedding, QkvMatmul, AttnOut, FfnGate, FfnUp, FfnOut, LmHead];
 const QKV: &[Stage] = &[QkvMatmul, QkvBias];
 
 pub(super) const TABLE: &[Hypothesis] = &[
@@ -42,10 +41,7 @@ pub(super) const TABLE: &[Hypothesis] = &[
     named("input-block-dropped", PRODUCTS, |s| dropped(s, Dropped::Block)),
     named("other-layer-weights", PRODUCTS, other_layer),
     named("other-tensor", PRODUCTS, other_tensor),
-    named("rows-shifted", ROWS, |s| match s.site.stage {
-        Embedding => super::embedding::tokens(s, true),
-        _ => rows_shifted(s),
-    }),
+    named("rows-shifted", PRODUCTS, rows_shifted),
     named("input-misaligned", PRODUCTS, misaligned),
     named("sign-flipped", PRODUCTS, |s| {
         let (value, parts) = s.in_parts(&s.elementwise(|_, y| (-y, 1.0)))?;
