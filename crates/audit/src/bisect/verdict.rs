@@ -223,11 +223,16 @@ fn stages(audit: &Audit, diagnoses: &[Diagnosis], culprit: Culprit) -> Vec<Blame
         let site = stage.site;
         let diagnosis = diagnoses.iter().find(|diagnosis| diagnosis.site == site);
         let why = diagnosis.map_or(String::new(), |diagnosis| format!(": {diagnosis}"));
-        let off = stage.errors.unexplained;
-        let what = format!(
-            "{site} is off by {off:.1e} where {:.1e} is explained{why}",
-            stage.errors.bound
-        );
+        let off = match stage.not_finite {
+            0 => format!(
+                "is off by {:.1e} where {:.1e} is explained",
+                stage.errors.unexplained, stage.errors.bound
+            ),
+            n => format!(
+                "is NaN or infinite in {n} elements that should be numbers, or the other way round"
+            ),
+        };
+        let what = format!("{site} {off}{why}");
         Blame { culprit, site: Some(site), what }
     };
     audit.faults().map(finding).collect()
