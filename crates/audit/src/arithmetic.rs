@@ -33,9 +33,9 @@ pub enum ArithmeticFrom {
     Manifest,
     /// The user.
     Given,
-    /// Nobody: it is the candidate under which the median stage is nearest to its bound.
+    /// Nobody: it is the candidate under which the stages of the median layer are nearest to their bounds.
     Inferred {
-        /// Each candidate and the median over the stages of its unexplained error, in units of the bound.
+        /// Each candidate, and over the stages the product of what the median layer leaves unexplained, in units of bounds.
         candidates: Vec<(String, f64)>,
     },
 }
