@@ -5,6 +5,7 @@ use apr_report::{Favourite, LogitRow, bisect as report, html};
 
 use crate::{
     page::{needs_nothing, well_formed},
+    schema::assert_published,
     tiny, with_wrong_gate,
 };
 
@@ -32,6 +33,7 @@ fn bisected(a: &Checkpoint, b: &Checkpoint) -> Bisect {
 fn a_bisection_tells_a_file_from_an_engine_in_words_and_on_a_page() {
     let directory = tempfile::tempdir().unwrap();
     let found = bisected(&with_wrong_gate(directory.path()), &tiny());
+    assert_published("bisect", &serde_json::to_value(&found).unwrap());
     let text = report::text(&found, &report::Options { limit: 3, colour: false });
     let verdict = text.lines().find(|line| line.starts_with("DIVERGES")).expect("a verdict");
     assert!(
@@ -80,4 +82,14 @@ fn two_sides_that_agree_match() {
     let text = report::text(&found, &report::Options { limit: 3, colour: false });
     assert!(text.ends_with("MATCH: the sides agree\n"), "{text}");
     assert!(!text.contains("put right"), "there was nothing to put right");
+}
+
+#[test]
+fn json_of_every_verdict_is_what_the_published_schema_says() {
+    let found = bisected(&tiny(), &tiny());
+    assert_published("bisect", &serde_json::to_value(&found).unwrap());
+    let mut more = serde_json::to_value(&found).unwrap();
+    more["verdict"]["opinion"] = "good".into();
+    let refused = std::panic::catch_unwind(|| assert_published("bisect", &more));
+    assert!(refused.is_err(), "a key that nobody documented");
 }
