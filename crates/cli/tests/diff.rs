@@ -264,7 +264,10 @@ fn a_quantised_model_drifts_from_its_source_and_a_damaged_one_differs() {
     let damaged = scratch.write("damaged.gguf", bytes);
     let done = apr(["diff", &damaged, &source]).expect(1);
     says(&done, &["DIFFERS: 1 of 50 tensors, first: blk.3.attn_v.weight"]);
-    says(&done, &["no simple relation fits; off by more than rounding: row 5, columns 64 to 95 (1 of"]);
+    says(
+        &done,
+        &["no simple relation fits; off by more than rounding: row 5, columns 64 to 95 (1 of"],
+    );
 }
 
 #[test]
@@ -276,7 +279,10 @@ fn models_of_equal_tensors_and_other_configs_differ_in_the_keys_that_are_named()
     fs::write(&config, text.replace("\"rope_theta\": 1000000.0", "\"rope_theta\": 10000.0"))
         .unwrap();
     let done = apr(["diff", &other, &model]).expect(1);
-    says(&done, &["config: rope_theta DIFFERS: 10000.0 in A, 1000000.0 in B (on it depends: the rotation"]);
+    says(
+        &done,
+        &["config: rope_theta DIFFERS: 10000.0 in A, 1000000.0 in B (on it depends: the rotation"],
+    );
     says(&done, &["DIFFERS: the config in rope_theta\n"]);
     let json = apr(["diff", &other, &model, "--json"]).expect(1).json();
     assert_eq!(json["config"]["differences"][0]["key"], "rope_theta");
