@@ -2,18 +2,19 @@
 //!
 //! What a faulty stage should have given is known from its inputs. Put in its place, the rest of the run shows whether
 //! that was all that is wrong. On an engine of ours the graft is a run of that very engine, so that a second fault
-//! stays where it is ([`graft`]). Of an engine that cannot be run here, the rest is emulated in its declared arithmetic
-//! ([`repaired`]), which shows what the fault does to the logits.
+//! stays where it is ([`graft`]). Of an engine that cannot be run here, the rest is emulated in its declared arithmetic,
+//! which shows what the faults do to the logits ([`consequence`]).
 
 use std::{collections::BTreeMap, path::Path};
 
 use apr_capture::Capture;
 use apr_format::Checkpoint;
-use apr_model::{HostTensor, Site, Stage};
+use apr_model::{HostTensor, Site, Stage, TapSet};
 use apr_reference::Reference;
+use serde::Serialize;
 
 use crate::{
-    Declared, Loaded, NotMeasured, Progress, Result, Run, Script,
+    Audit, Declared, Loaded, Progress, Result, Run, Script,
     engine::record_with,
     replay::{self, Replay},
 };
@@ -49,22 +50,38 @@ pub(crate) fn graft(
     Ok(record_with(run, &script, output, taps, Some((sites, &mut values)))?.0)
 }
 
-/// The logits that the engine of `capture` would have given with the stages from `from` on done right, recorded at
-/// `output`.
-pub fn repaired(
+/// What the faults of a capture do to its logits.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Consequence {
+    /// The first wrong stage: it and all after it were computed anew, in the declared arithmetic.
+    #[serde(serialize_with = "crate::site")]
+    pub from: Site,
+    /// The relative L2 of the captured logits against those.
+    #[serde(serialize_with = "crate::number")]
+    pub relative_l2: f64,
+    /// What that means for the tokens.
+    pub logits: apr_diff::Logits,
+}
+
+/// What the faults that `audit` found in `capture` do to its logits; `None` if there are none, or no logits. A capture is
+/// written to `place`, which does not exist.
+pub fn consequence(
     capture: &Capture,
     checkpoint: &Checkpoint,
-    declared: &Declared,
-    from: Site,
-    output: &Path,
-) -> Result<Result<Capture, NotMeasured>> {
-    let steps = match replay::steps(capture) {
-        Ok(steps) => steps,
-        Err(why) => return Ok(Err(why)),
+    audit: &Audit,
+    place: &Path,
+) -> Result<Option<Consequence>> {
+    let (Some(fault), Some(replayed)) = (audit.faults().next(), &audit.replayed) else {
+        return Ok(None);
     };
-    let run = Loaded::new(Reference::<f64>::new(declared.arithmetic.clone()), checkpoint, None)?;
+    let head = Site::whole(Stage::LmHead);
+    if !capture.sites().contains(&head) {
+        return Ok(None);
+    }
+    let (from, steps) = (fault.site, &replayed.steps);
+    let backend = Reference::<f64>::new(replayed.declared.arithmetic.clone());
+    let run = Loaded::new(backend, checkpoint, None)?;
     let before = capture.sites().into_iter().filter(|&site| site < from).collect();
-    let script = Script::Steps(steps.clone());
     // Rows that are missing cannot be put in place; they are computed.
     let mut values = |step: usize, site| match capture.info(step, site) {
         Some(info) if info.rows() == steps[step].len() => {
@@ -73,6 +90,15 @@ pub fn repaired(
         }
         _ => Ok(None),
     };
-    let taps = [Site::whole(Stage::LmHead)].into_iter().collect();
-    Ok(Ok(record_with(&run, &script, output, taps, Some((before, &mut values)))?.0))
+    let taps: TapSet = [head].into_iter().collect();
+    let script = Script::Steps(steps.clone());
+    let replaced = Some((before, &mut values as &mut _));
+    let right = record_with(&run, &script, place, taps.clone(), replaced)?.0;
+    let options = apr_diff::Options { sites: Some(taps), ..apr_diff::Options::default() };
+    let comparison = apr_diff::compare(capture, &right, &options)?;
+    let stage = comparison.stages.into_iter().next();
+    Ok(stage.and_then(|stage| {
+        let relative_l2 = stage.metrics.relative_l2?;
+        Some(Consequence { from, relative_l2, logits: stage.logits? })
+    }))
 }

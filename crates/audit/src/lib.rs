@@ -34,7 +34,7 @@ pub use bisect::{
 pub use diagnosis::{Diagnosis, Explained, Geometry, diagnose};
 pub use engine::{Engine, Loaded, Run, Script, record};
 pub use error::{Error, Result};
-pub use graft::repaired;
+pub use graft::{Consequence, consequence};
 pub use inputs::inputs;
 pub use judge::Errors;
 pub use replay::Progress;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use apr_audit::{Declared, Options, Verdict, audit, diagnose};
+use apr_audit::{Declared, Options, Verdict, audit, consequence, diagnose};
 use apr_capture::{Capture, Dims, NameMap, OpenOptions};
 use apr_format::Checkpoint;
 use apr_report::{
@@ -116,9 +116,12 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     progress.finish();
     let audited = audited?;
     let diagnoses = diagnose(&capture, &checkpoint, &audited, FAULTS_EXPLAINED)?;
+    let place = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let consequence = consequence(&capture, &checkpoint, &audited, &place.path().join("right"))?;
     args.show(&AuditReport {
         audit: &audited,
         diagnoses: &diagnoses,
+        consequence: consequence.as_ref(),
         provenance: capture.provenance(),
     })?;
     Ok(Exit::from(&audited.verdict))

@@ -139,7 +139,12 @@ fn tour(place: &Path) -> Result<Exit> {
     let mut audited = audit(&capture, &checkpoint, &AuditOptions::default(), &mut |_| {})?;
     audited.capture = "cpu".to_owned(); // The place is temporary.
     let shown = apr_report::audit::Options { limit: 5, colour: output::coloured() };
-    let report = AuditReport { audit: &audited, diagnoses: &[], provenance: capture.provenance() };
+    let report = AuditReport {
+        audit: &audited,
+        diagnoses: &[],
+        consequence: None,
+        provenance: capture.provenance(),
+    };
     output::print(&report.text(&shown))?;
 
     let found = story(&checkpoint, place)?;

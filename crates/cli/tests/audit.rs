@@ -155,6 +155,7 @@ fn a_wrong_tile_edge_is_found_with_its_rows_and_channels() {
     says(
         &done,
         &[
+            "with layers.2.ffn_gate and what follows from it done right, the favourite token is another one in",
             "DIVERGES at layers.2.ffn_gate, the gate projection of layer 2: off by ",
             "2 of 6 rows are wrong: positions 3, 4",
             "16 of 768 channels are wrong: 752-767",

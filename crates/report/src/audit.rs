@@ -9,8 +9,8 @@ use std::{
 };
 
 use apr_audit::{
-    ArithmeticFrom, ArithmeticOrigin, Audit, Diagnosis, Finding, Group, NotMeasured, StageAudit,
-    Test, Verdict,
+    ArithmeticFrom, ArithmeticOrigin, Audit, Consequence, Diagnosis, Finding, Group, NotMeasured,
+    StageAudit, Test, Verdict,
 };
 use apr_capture::Provenance;
 use apr_model::{Site, Stage};
@@ -29,6 +29,8 @@ pub struct AuditReport<'a> {
     pub audit: &'a Audit,
     /// What is the matter with the stages that are wrong.
     pub diagnoses: &'a [Diagnosis],
+    /// What the wrong stages do to the logits, if any is wrong.
+    pub consequence: Option<&'a Consequence>,
     /// Where the capture comes from, if it says so; in JSON, what made it.
     #[serde(rename = "made_by", serialize_with = "maker")]
     pub provenance: Option<&'a Provenance>,
@@ -67,6 +69,7 @@ impl AuditReport<'_> {
             out += &paint.signs(&worst_stages(audit, options.limit));
         }
         out += &faults(audit, self.diagnoses, paint);
+        out += &self.consequence.map_or(String::new(), consequence);
         out += &not_measured(&audit.not_measured);
         out += "\n";
         out + &paint.verdict(&self.verdict()) + "\n"
@@ -81,6 +84,26 @@ impl AuditReport<'_> {
     pub(crate) fn diagnosis(&self, site: Site) -> Option<&Diagnosis> {
         self.diagnoses.iter().find(|diagnosis| diagnosis.site == site)
     }
+}
+
+/// What the wrong stages do to the logits.
+fn consequence(c: &Consequence) -> String {
+    let rows = c.logits.rows + c.logits.rows_with_nan;
+    let changed = rows - c.logits.argmax_agree;
+    let mut out = format!(
+        "\nwith {} and what follows from it done right, the favourite token is another one in {changed} of {}",
+        c.from,
+        plural(rows, "row"),
+    );
+    if let Some(first) = &c.logits.first_disagreement {
+        let position = first.position.map_or("?".to_owned(), |p| p.to_string());
+        let _ = write!(out, ", first at position {position}: {} instead of {}", first.b, first.a);
+    }
+    let _ = write!(out, "; the logits are off by {}", magnitude(c.relative_l2));
+    if let Some(kl) = c.logits.kl_mean {
+        let _ = write!(out, " (KL {} nats)", magnitude(kl));
+    }
+    out + "\n"
 }
 
 /// The wrong stages at length.

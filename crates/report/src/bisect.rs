@@ -165,7 +165,7 @@ fn harm(harm: &[Harm], limit: usize) -> String {
         ]);
     }
     format!(
-        "\nwhose rounding hurts the logits most: their relative L2 is {} and KL {} nats as they are, and with one tensor of B's:\n{}",
+        "\nwhich tensors hurt the logits most: their relative L2 is {} and KL {} nats as they are, and with one tensor of B's:\n{}",
         magnitude(first.error),
         optional(first.kl),
         lines(&t)
@@ -202,6 +202,9 @@ pub(crate) fn grafts(grafts: &[Graft]) -> Vec<String> {
     grafts.iter().map(sentence).collect()
 }
 
+/// How many things that are wrong are told after the first.
+const ALSO: usize = 8;
+
 /// What follows, in words to act on; the first word is the verdict.
 pub(crate) fn verdict(found: &Bisect) -> String {
     let BisectVerdict::Diverges { blames } = &found.verdict else {
@@ -212,7 +215,16 @@ pub(crate) fn verdict(found: &Bisect) -> String {
     match &lines[..] {
         [] => "DIVERGES".to_owned(),
         [only] => format!("DIVERGES: {only}"),
-        [first, rest @ ..] => format!("DIVERGES: {first}\nalso\n- {}", rest.join("\n- ")),
+        [first, rest @ ..] => {
+            let mut out = format!("DIVERGES: {first}\nalso");
+            for line in rest.iter().take(ALSO) {
+                let _ = write!(out, "\n- {line}");
+            }
+            if rest.len() > ALSO {
+                let _ = write!(out, "\n- {}, in the JSON", plural(rest.len() - ALSO, "more finding"));
+            }
+            out
+        }
     }
 }
 

@@ -34,7 +34,12 @@ pub fn bisect(found: &Bisect, logits: &[LogitRow]) -> String {
     }
     between(&mut page, found, logits);
     for (prefix, side, audit, report) in audited(found) {
-        let report = AuditReport { audit, diagnoses: &report.diagnoses, provenance: None };
+        let report = AuditReport {
+            audit,
+            diagnoses: &report.diagnoses,
+            consequence: None,
+            provenance: None,
+        };
         audit::sections(&mut page, &report, prefix, side);
     }
     page.section("sides", "The two sides", origins(found));

@@ -44,6 +44,7 @@ impl Case {
 
     fn report(&self) -> AuditReport<'_> {
         AuditReport {
+            consequence: None,
             audit: &self.audit,
             diagnoses: &self.diagnoses,
             provenance: self.provenance(),
