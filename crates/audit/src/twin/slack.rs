@@ -37,19 +37,19 @@ impl Units {
         match dtype {
             DType::F64 => f64::EPSILON / 2.0,
             DType::F16 => 2f64.powi(-11),
-            DType::BF16 => 2f64.powi(-8) / 2.0,
+            DType::BF16 => 2f64.powi(-8),
             _ => f64::from(f32::EPSILON) / 2.0,
         }
     }
 
     /// Of a result of magnitude `y` that is rounded `times` on the way to being kept.
     fn kept(&self, times: f64, y: f64) -> f64 {
-        times * self.output.max(self.captured) * y.abs()
+        times * rounding(self.output.max(self.captured), y)
     }
 
     /// The slack of values that are known as captured, if they are not exactly those that the engine had.
     pub(crate) fn known(&self, values: &Tensor<f64>) -> Option<Vec<f32>> {
-        let one = |x: &f64| root((self.captured * x).powi(2));
+        let one = |&x: &f64| root(rounding(self.captured, x).powi(2));
         (self.captured > 0.0).then(|| values.data.iter().map(one).collect())
     }
 }
@@ -229,8 +229,19 @@ fn flip(x: f64, before: f64, step: f64) -> f64 {
 fn spacing(unit: f64, x: f64) -> f64 {
     match x {
         0.0 => 0.0,
-        x => 2.0 * unit * x.abs().log2().floor().exp2(),
+        x => (2.0 * unit * x.abs().log2().floor().exp2()).max(2.0 * least(unit)),
     }
+}
+
+/// How far `x` may be off when it is rounded to a float type of this unit.
+fn rounding(unit: f64, x: f64) -> f64 {
+    (unit * x.abs()).max(least(unit))
+}
+
+/// Half the distance between the smallest numbers of a float type of this unit. Only those of f16 are of a size that
+/// values have: softmax weights below 6e-5.
+fn least(unit: f64) -> f64 {
+    if unit == Units::of(DType::F16) { 2f64.powi(-25) } else { 0.0 }
 }
 
 /// What a value that is off by `before` may be off in addition when it is rounded to a float type.

@@ -3,6 +3,7 @@
 use apr_model::{AttentionInner, Backend, KvShape, RopeFrequencies};
 use apr_reference::{Arithmetic, Reference, Tensor};
 use apr_tensor::Bytes;
+use half::{bf16, f16};
 
 use super::*;
 use crate::judge::{Bound, Compared, Place, Record};
@@ -122,6 +123,23 @@ fn stored(w: &Tensor<f64>) -> Stored {
 
 fn exact() -> Reference<f64> {
     Reference::new(Arithmetic::EXACT)
+}
+
+#[test]
+fn units_and_spacings_are_those_of_the_float_types() {
+    assert_eq!(Units::of(DType::F16), f16::EPSILON.to_f64() / 2.0);
+    assert_eq!(Units::of(DType::BF16), bf16::EPSILON.to_f64() / 2.0);
+    for bits in (1..0x7bff).step_by(7) {
+        let (x, next) = (f16::from_bits(bits).to_f64(), f16::from_bits(bits + 1).to_f64());
+        assert_eq!(spacing(Units::of(DType::F16), x), next - x, "{x:e}");
+        let between = x + 0.49 * (next - x);
+        assert!(rounding(Units::of(DType::F16), between) >= between - x, "{between:e}");
+    }
+    // Subnormal numbers of bf16 are those of f32.
+    for bits in (0x0080..0x7f7f).step_by(7) {
+        let (x, next) = (bf16::from_bits(bits).to_f64(), bf16::from_bits(bits + 1).to_f64());
+        assert_eq!(spacing(Units::of(DType::BF16), x), next - x, "{x:e}");
+    }
 }
 
 #[test]
