@@ -158,7 +158,7 @@ pub(crate) struct Twin {
     pub(crate) arithmetic: Arithmetic,
     pub(crate) units: Units,
     mailbox: Rc<Mailbox>,
-    /// The slack of the last product: an engine that adds the bias in the same kernel has it in the sum.
+    /// What the last product itself adds to slack: an engine that adds the bias in the same kernel has it in the sum.
     product: RefCell<Option<Arc<[f32]>>>,
 }
 
@@ -235,13 +235,12 @@ impl Backend for Twin {
         let emulated = Arc::new(y.pop().expect("one for each operand"));
         let exact = y.pop().map_or_else(|| emulated.clone(), Arc::new);
         let mut slack = slack::linear(&self.units, &x.emulated, &rows, &emulated);
+        self.product.replace(Some(slack.as_slice().into()));
         if let Some(before) = &x.slack {
             let kind = |dtype| self.arithmetic.activations.of(dtype);
             slack::through_linear(&mut slack, &x.emulated, before, &w.parts, kind)?;
         }
-        let y = Triple::with_slack((exact, emulated), slack);
-        self.product.replace(y.slack.clone());
-        Ok(y)
+        Ok(Triple::with_slack((exact, emulated), slack))
     }
 
     fn add_bias(&self, x: &Triple, bias: &Vec<f64>) -> Result<Triple> {

@@ -66,3 +66,16 @@ fn a_fault_between_two_captured_stages_is_named_with_the_stages_between() {
         assert!(span.iter().all(|site| site.layer == Some(2)), "{span:?}");
     }
 }
+
+#[test]
+fn a_bias_on_a_captured_product_is_judged_by_itself_whatever_led_to_the_product() {
+    let checkpoint = open(Q4);
+    let sites = only(Q4, |stage| matches!(stage, Stage::QkvMatmul | Stage::QkvBias));
+    let run = Run { sites, ..Run::default() };
+    // Far below what eight bits do to the product.
+    let run = run.planting(0, "layers.2.qkv_bias", |_, values| {
+        values.iter_mut().for_each(|x| *x *= 1.0 + 1e-5);
+    });
+    let audit = run.on(native(), &checkpoint).audited_with(&checkpoint, &common());
+    assert_eq!(faults(&audit), ["layers.2.qkv_bias"]);
+}
