@@ -195,7 +195,7 @@ impl Declared {
             weights: 0.0,
         };
         let kv = kv.unwrap_or(DType::F32);
-        let name = describe(&table, kv, queries);
+        let name = describe(&table, kv, queries, &units);
         Some(Self {
             arithmetic: Arithmetic {
                 activations: Activations::Declared(table),
@@ -209,7 +209,12 @@ impl Declared {
     }
 }
 
-fn describe(table: &[(DType, ActivationType)], kv: DType, queries: ActivationType) -> String {
+fn describe(
+    table: &[(DType, ActivationType)],
+    kv: DType,
+    queries: ActivationType,
+    units: &Units,
+) -> String {
     let rounded = table.iter().filter(|(_, kind)| *kind != ActivationType::F32);
     let mut parts: Vec<String> =
         rounded.map(|(weight, kind)| format!("{weight} weights meet {kind} activations")).collect();
@@ -223,6 +228,15 @@ fn describe(table: &[(DType, ActivationType)], kv: DType, queries: ActivationTyp
         DType::F32 | DType::F64 => "the cache is not rounded".to_owned(),
         kv => format!("the cache is {kv}"),
     });
+    // What widens bounds is said, whoever declares it.
+    for (what, unit) in [
+        ("products are summed up", units.product),
+        ("attention is summed up", units.attention),
+        ("results are kept", units.output),
+    ] {
+        let narrow = [DType::F16, DType::BF16].into_iter().find(|&dtype| Units::of(dtype) == unit);
+        parts.extend(narrow.map(|dtype| format!("{what} in {dtype}")));
+    }
     parts.join(", ")
 }
 

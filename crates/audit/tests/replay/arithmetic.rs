@@ -72,6 +72,30 @@ fn a_fault_does_not_change_what_is_inferred() {
     assert_eq!(faults(&audit), ["layers.0.ffn_gate"]);
 }
 
+#[test]
+fn a_stage_that_is_infinitely_wrong_everywhere_does_not_decide_what_is_inferred() {
+    let checkpoint = open(Q4);
+    let run = (0..4).fold(Run::default(), |run, layer| {
+        run.planting(0, &format!("layers.{layer}.attn_out"), |_, values| values[0] = f64::NAN)
+    });
+    let captured = run.on(native(), &checkpoint);
+    undeclared(&captured);
+    assert_inferred(&captured.audited(&checkpoint), "cpu");
+}
+
+#[test]
+fn a_manifest_that_declares_coarse_sums_is_quoted() {
+    let checkpoint = open("tiny/qwen2");
+    let captured = Run::default().on(native(), &checkpoint);
+    captured.edit(|manifest| {
+        for op in manifest["plan"]["ops"].as_array_mut().unwrap() {
+            op["accumulation"] = serde_json::json!("BF16");
+        }
+    });
+    let name = captured.audited(&checkpoint).arithmetic.name;
+    assert!(name.contains("products are summed up in BF16"), "{name}");
+}
+
 /// A prompt in one step, as foreign captures have it.
 fn prompt() -> Run {
     Run { lengths: vec![9], logits: LogitRows::Last, ..Run::default() }
