@@ -14,7 +14,7 @@ use crate::{
     ArithmeticFrom, ArithmeticOrigin, ChannelAudit, Declared, Error, Errors, Finding, Progress,
     Result, RowAudit, StageAudit, Test, inputs,
     judge::{Bound, Record, Sums},
-    replay::{self, Replay},
+    replay::{self, Replay, is_inner},
 };
 
 /// How to audit.
@@ -78,6 +78,10 @@ pub struct NotMeasured {
 impl NotMeasured {
     pub(crate) fn all(because: String) -> Self {
         Self { site: None, because }
+    }
+
+    fn of((&site, because): (&Site, &String)) -> Self {
+        Self { site: Some(site), because: because.clone() }
     }
 }
 
@@ -177,7 +181,11 @@ pub fn audit(
         replayed: None,
     };
     let steps = match &options.tokens {
-        Some(tokens) => Ok(vec![tokens.clone()]),
+        Some(tokens) if capture.steps().len() == 1 => Ok(vec![tokens.clone()]),
+        Some(_) => Err(NotMeasured::all(format!(
+            "it has {} steps, and tokens can be given of one only; capture them in one step",
+            capture.steps().len()
+        ))),
         None => replay::steps(capture),
     };
     let steps = match steps {
@@ -202,13 +210,14 @@ pub fn audit(
     let (model, mailbox) = replay::load(checkpoint, &declared)?;
     let replay = Replay::new(capture, &model, mailbox, &steps, progress).run(&model, &steps)?;
 
-    let captured: BTreeSet<Site> = replay.records.keys().copied().collect();
     let comparisons = replay.records.values().map(|record| record.elements as f64).sum();
     let bound = Bound::for_comparisons(comparisons);
-    let captured = Captured { sites: &captured, partial: &replay.partial };
-    audit.stages = stages(&replay.records, bound, &config, captured);
-    audit.not_measured = not_measured(&replay, model.plan().sites(), &config);
-    audit.verdict = verdict(&audit, options.common);
+    let captured = Captured::all(&replay.records, &steps);
+    audit.stages = stages(&replay.records, bound, &config, &captured);
+    let gaps = Gaps::of(&replay, model.plan().sites(), &config, &captured, bound);
+    audit.not_measured = gaps.all();
+    let missed = if options.common { gaps.unjudged() } else { gaps.all() };
+    audit.verdict = verdict(&audit, &missed);
     audit.replayed = Some(Replayed { declared, steps, bound });
     Ok(audit)
 }
@@ -253,7 +262,8 @@ fn infer(capture: &Capture, checkpoint: &Checkpoint, steps: &[Vec<u32>]) -> Resu
         let score: f64 = Stage::all()
             .filter(|&stage| Class::of(stage) != Class::Elementwise)
             .filter_map(|stage| median(ratios(&replay.records, |site| site.stage == stage)))
-            .map(|ratio| ratio.max(1.0).ln())
+            // A stage that is infinitely wrong under all candidates must not make them all alike.
+            .map(|ratio| ratio.clamp(1.0, f64::MAX).ln())
             .sum();
         scores.push((name.to_owned(), score.exp()));
         if best.as_ref().is_none_or(|(least, _)| score < *least) {
@@ -298,7 +308,7 @@ fn stages(
     records: &BTreeMap<Site, Record>,
     bound: Bound,
     config: &Config,
-    captured: Captured<'_>,
+    captured: &Captured,
 ) -> Vec<StageAudit> {
     // Whether the declared arithmetic is the engine's to the bit: then nothing beyond a bound is rounding.
     let sharp = |class| {
@@ -314,7 +324,14 @@ fn stages(
             () if !sharp && rough_excess(record, bound) <= 1.0 => Finding::Close,
             () => Finding::Fault,
         };
-        stage(site, record, finding, worst, bound, span(site, config, captured))
+        stage(
+            site,
+            record,
+            finding,
+            worst,
+            bound,
+            span(site, config, captured).into_iter().collect(),
+        )
     };
     records
         .iter()
@@ -418,72 +435,142 @@ fn stage(
     }
 }
 
-/// What a capture holds, of some stages only some rows.
-#[derive(Clone, Copy, Debug)]
-struct Captured<'a> {
-    sites: &'a BTreeSet<Site>,
-    partial: &'a BTreeSet<Site>,
+/// Which rows of which stages a capture holds.
+#[derive(Debug)]
+struct Captured {
+    /// Step and position of each.
+    rows: BTreeMap<Site, BTreeSet<(usize, usize)>>,
+    /// Tokens of each step.
+    tokens: Vec<usize>,
 }
 
-/// The stages that `site` was computed from and that nobody captured. Attention reads rows before its own: where not all
-/// rows were captured, what those are computed from is not known either.
-fn span(site: Site, config: &Config, captured: Captured<'_>) -> Vec<Site> {
-    let reads_other_rows = |site: Site| matches!(site.stage, Stage::AttnScores | Stage::Attention);
+impl Captured {
+    fn all(records: &BTreeMap<Site, Record>, steps: &[Vec<u32>]) -> Self {
+        let rows = |record: &Record| record.rows.iter().map(|&(step, at, _)| (step, at)).collect();
+        Self {
+            rows: records.iter().map(|(&site, record)| (site, rows(record))).collect(),
+            tokens: steps.iter().map(Vec::len).collect(),
+        }
+    }
+
+    /// The same of one step.
+    fn of_step(&self, step: usize) -> Self {
+        let of_step = |rows: &BTreeSet<(usize, usize)>| {
+            rows.range((step, 0)..(step + 1, 0)).copied().collect::<BTreeSet<_>>()
+        };
+        let rows = self.rows.iter().map(|(&site, rows)| (site, of_step(rows)));
+        Self {
+            rows: rows.filter(|(_, rows)| !rows.is_empty()).collect(),
+            tokens: self.tokens.clone(),
+        }
+    }
+
+    /// Whether `input` is known wherever `rows` read it, and in all rows before them if `before`.
+    fn knows(&self, input: Site, rows: &BTreeSet<(usize, usize)>, before: bool) -> bool {
+        let (Some(known), Some(&last)) = (self.rows.get(&input), rows.last()) else { return false };
+        // Within a fused op a value is put in place for all rows of a step or for none.
+        let placed = |step: usize| {
+            !is_inner(input) || known.range((step, 0)..(step + 1, 0)).count() == self.tokens[step]
+        };
+        match before {
+            true => known.range(..=last).count() == last.1 + 1 && (0..=last.0).all(placed),
+            false => rows.iter().all(|row| known.contains(row) && placed(row.0)),
+        }
+    }
+}
+
+/// The stages that the captured rows of `site` were computed from and of which not all that they read was captured.
+fn span(site: Site, config: &Config, captured: &Captured) -> BTreeSet<Site> {
+    let reads_rows_before = |site: Site, input: Site| {
+        use Stage::*;
+        matches!(
+            (site.stage, input.stage),
+            (AttnScores, KPostRope) | (Attention, QkvMatmul | QkvBias)
+        )
+    };
+    let Some(rows) = captured.rows.get(&site) else { return BTreeSet::new() };
     let mut span = BTreeSet::new();
     let mut open = vec![(site, false)];
-    while let Some((site, other_rows)) = open.pop() {
-        let other_rows = other_rows || reads_other_rows(site);
+    while let Some((site, before)) = open.pop() {
         for input in inputs(site, config) {
-            let known = captured.sites.contains(&input)
-                && !(other_rows && captured.partial.contains(&input));
-            if !known && span.insert((input, other_rows)) {
-                open.push((input, other_rows));
+            let before = before || reads_rows_before(site, input);
+            if !captured.knows(input, rows, before) && span.insert((input, before)) {
+                open.push((input, before));
             }
         }
     }
-    let span: BTreeSet<Site> = span.into_iter().map(|(site, _)| site).collect();
-    span.into_iter().collect()
+    span.into_iter().map(|(site, _)| site).collect()
 }
 
-/// What the capture should have let us judge and did not.
-fn not_measured(replay: &Replay<'_>, sites: &[Site], config: &Config) -> Vec<NotMeasured> {
-    let measured: BTreeSet<Site> = replay
-        .records
-        .iter()
-        .filter(|(_, record)| record.elements + record.not_finite > 0)
-        .map(|(&site, _)| site)
-        .collect();
-    let captured: BTreeSet<Site> = replay.records.keys().copied().collect();
-    let covered: BTreeSet<Site> = measured
-        .iter()
-        .flat_map(|&site| {
-            span(site, config, Captured { sites: &captured, partial: &BTreeSet::new() })
-        })
-        .chain(measured.iter().copied())
-        .collect();
-    let mut missing: BTreeMap<Site, String> = replay.not_measured.clone();
-    for &site in sites {
-        let why = match replay.records.get(&site) {
-            Some(_) if !measured.contains(&site) => "no finite value on either side".to_owned(),
-            Some(record) if record.both_not_finite > 0 => {
-                format!("{} of its values are not finite on either side", record.both_not_finite)
-            }
-            None if !covered.contains(&site) => {
-                "not captured, nor any stage that follows from it".to_owned()
-            }
-            _ => continue,
-        };
-        missing.entry(site).or_insert(why);
-    }
-    for &site in &replay.partial {
-        let record = replay.records.get(&site);
-        let rows = record.map_or(0, |record| record.rows.len());
-        missing.entry(site).or_insert_with(|| format!("only {rows} of its rows were captured"));
-    }
-    missing.into_iter().map(|(site, because)| NotMeasured { site: Some(site), because }).collect()
+/// What an audit did not judge, and why.
+#[derive(Debug, Default)]
+struct Gaps {
+    /// What the capture holds, and could not be judged.
+    unjudged: BTreeMap<Site, String>,
+    /// What it does not hold.
+    absent: BTreeMap<Site, String>,
 }
 
-fn verdict(audit: &Audit, common: bool) -> Verdict {
+impl Gaps {
+    fn of(
+        replay: &Replay<'_>,
+        sites: &[Site],
+        config: &Config,
+        captured: &Captured,
+        bound: Bound,
+    ) -> Self {
+        let mut gaps = Self { unjudged: replay.not_measured.clone(), ..Self::default() };
+        for (&site, record) in &replay.records {
+            let Record { elements, not_finite, both_not_finite, .. } = *record;
+            let because = if elements + not_finite == 0 {
+                "no finite value on either side".to_owned()
+            } else if both_not_finite > 0 {
+                format!("{both_not_finite} of its values are not finite on either side")
+            } else if record.is_drowned(bound) {
+                "what it was computed from was not captured, and what that may add up to is as large as its value"
+                    .to_owned()
+            } else {
+                continue;
+            };
+            gaps.unjudged.entry(site).or_insert(because);
+        }
+        for step in 0..captured.tokens.len() {
+            let here = captured.of_step(step);
+            let spans = here.rows.keys().flat_map(|&site| span(site, config, &here));
+            let covered: BTreeSet<Site> = spans.chain(here.rows.keys().copied()).collect();
+            for &site in sites.iter().filter(|site| !covered.contains(site)) {
+                // An engine computes logits of the rows that it was asked for.
+                let elsewhere = captured.rows.contains_key(&site);
+                if elsewhere && site.stage == Stage::LmHead {
+                    continue;
+                }
+                let of_step = if elsewhere { format!(" in step {step}") } else { String::new() };
+                gaps.absent.entry(site).or_insert_with(|| {
+                    format!("not captured{of_step}, nor any stage that follows from it")
+                });
+            }
+        }
+        for &site in &replay.partial {
+            let rows = captured.rows.get(&site).map_or(0, BTreeSet::len);
+            let because = format!("only {rows} of its rows were captured");
+            gaps.absent.entry(site).or_insert(because);
+        }
+        gaps.absent.retain(|site, _| !gaps.unjudged.contains_key(site));
+        gaps
+    }
+
+    fn unjudged(&self) -> Vec<NotMeasured> {
+        self.unjudged.iter().map(NotMeasured::of).collect()
+    }
+
+    fn all(&self) -> Vec<NotMeasured> {
+        let all: BTreeMap<_, _> = self.unjudged.iter().chain(&self.absent).collect();
+        all.into_iter().map(NotMeasured::of).collect()
+    }
+}
+
+/// What follows, if `missed` is to be missed.
+fn verdict(audit: &Audit, missed: &[NotMeasured]) -> Verdict {
     let all: Vec<Site> = audit.faults().map(|stage| stage.site).collect();
     if let Some(&first) = all.first() {
         return Verdict::Diverges { first, all };
@@ -493,13 +580,12 @@ fn verdict(audit: &Audit, common: bool) -> Verdict {
             because: "no stage of the capture could be judged".to_owned(),
         };
     }
-    match &audit.not_measured[..] {
-        [first, rest @ ..] if !common => {
-            let more =
-                if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-            Verdict::Unmeasured { because: format!("{first}{more}") }
+    match missed {
+        [] => Verdict::Match,
+        [first] => Verdict::Unmeasured { because: first.to_string() },
+        [first, rest @ ..] => {
+            Verdict::Unmeasured { because: format!("{first} (and {} more)", rest.len()) }
         }
-        _ => Verdict::Match,
     }
 }
 

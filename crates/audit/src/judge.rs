@@ -195,6 +195,12 @@ impl Record {
         sums
     }
 
+    /// Whether anything of the size of the value would pass for what accumulation may add.
+    pub(crate) fn is_drowned(&self, bound: Bound) -> bool {
+        let limit = bound.of(self.rows.len()).powi(2);
+        self.whole.emulated > 0.0 && self.whole.slack * limit >= self.whole.emulated
+    }
+
     /// The test that is furthest beyond its bound.
     pub(crate) fn worst(&self, bound: Bound) -> Test {
         let n = self.rows.len();

@@ -201,13 +201,13 @@ impl<'c> Replay<'c> {
             let dims = apr_capture::Dims::from(&self.config);
             let expected = dims.shape(site.stage, rows.len(), first + n);
             let within = rows.iter().all(|position| (first..first + n).contains(position));
-            if info.shape() != expected || !within || rows.is_empty() {
+            let in_order = rows.is_sorted_by(|a, b| a < b);
+            if info.shape() != expected || !within || !in_order || rows.is_empty() {
                 let (found, step) = (info.shape(), self.step);
-                let why = match within {
-                    true => {
-                        format!("its shape in step {step} is {found:?}, the model's {expected:?}")
-                    }
-                    false => format!("its rows in step {step} are not of that step's tokens"),
+                let why = match (within, in_order) {
+                    (false, _) => format!("its rows in step {step} are not of that step's tokens"),
+                    (_, false) => format!("its rows in step {step} are not in order"),
+                    _ => format!("its shape in step {step} is {found:?}, the model's {expected:?}"),
                 };
                 self.not_measured.insert(site, why);
                 continue;
@@ -307,7 +307,7 @@ fn host(tensor: &CaptureTensor) -> HostTensor {
 }
 
 /// Whether a fused op computes `site` on the way, so that its replacement is asked for before it is shown.
-fn is_inner(site: Site) -> bool {
+pub(crate) fn is_inner(site: Site) -> bool {
     matches!(site.stage, Stage::AttnScores | Stage::AttnSoftmax | Stage::FfnSilu)
 }
 

@@ -1,6 +1,7 @@
 //! What is no number, and what is no capture of this run.
 
 use apr_audit::{Options, Verdict};
+use apr_capture::Layout;
 
 use crate::engine::{Q4, Run, faults, native, open, site};
 
@@ -95,4 +96,31 @@ fn weights_of_another_model_of_the_same_shape_are_not_a_match() {
     let captured = Run::default().on(native(), &open("pycoder-3m/pycoder-3m-Q8_0.gguf"));
     let audit = captured.audited(&open(Q4));
     assert_eq!(audit.verdict.exit_code(), 1, "{}", audit.verdict);
+}
+
+#[test]
+fn what_was_captured_and_cannot_be_judged_is_missed_even_where_nothing_else_is() {
+    let checkpoint = open("tiny/qwen2");
+    let captured = Run { lengths: vec![5], layout: Layout::Aprt, ..Run::default() };
+    let captured = captured.on(native(), &checkpoint);
+    captured.edit(|manifest| {
+        let tensors = manifest["steps"][0]["tensors"].as_array_mut().unwrap();
+        let norm = tensors.iter_mut().find(|tensor| tensor["name"] == "final_norm").unwrap();
+        let width = norm["shape"][1].as_u64().unwrap();
+        (norm["shape"], norm["positions"]) =
+            (serde_json::json!([1, 5 * width]), serde_json::json!([4]));
+    });
+    let options = Options { common: true, ..Options::default() };
+    let audit = captured.audited_with(&checkpoint, &options);
+    assert_eq!(audit.verdict.exit_code(), 3, "{}", audit.verdict);
+    assert_eq!(audit.not_measured[0].site, Some(site("final_norm")));
+}
+
+#[test]
+fn tokens_of_one_step_are_not_taken_for_those_of_several() {
+    let checkpoint = open("tiny/qwen2");
+    let run = Run::default();
+    let options = Options { tokens: Some(run.tokens()), ..Options::default() };
+    let audit = run.on(native(), &checkpoint).audited_with(&checkpoint, &options);
+    assert_eq!(audit.verdict.exit_code(), 3, "{}", audit.verdict);
 }

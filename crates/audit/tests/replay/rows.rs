@@ -1,10 +1,10 @@
 //! Captures that hold some rows of a step.
 
 use apr_audit::Options;
-use apr_capture::Rows;
+use apr_capture::{Layout, Rows};
 use apr_model::LogitRows;
 
-use crate::engine::{Q4, Run, assert_quiet, faults, native, open, site, tiny};
+use crate::engine::{Captured, Q4, Run, assert_quiet, faults, native, open, site, tiny};
 
 fn common() -> Options {
     Options { common: true, ..Options::default() }
@@ -68,4 +68,76 @@ fn the_last_row_presented_as_a_whole_prompt_diverges() {
     });
     let audit = captured.audited_with(&checkpoint, &common());
     assert_eq!(audit.verdict.exit_code(), 1, "{}", audit.verdict);
+}
+
+#[test]
+fn a_stage_that_one_step_lacks_is_missed() {
+    let checkpoint = open(Q4);
+    let captured = in_files().on(native(), &checkpoint);
+    let last_layer = site("layers.3.post_ffn_residual");
+    drop_values(&captured, 1, |name| name == last_layer.to_string() || name == "final_norm");
+    let audit = captured.audited(&checkpoint);
+    assert_eq!(audit.verdict.exit_code(), 0, "what follows was captured: {}", audit.verdict);
+    let head = audit.stage(site("lm_head")).unwrap();
+    assert_eq!(head.span, [last_layer, site("final_norm")]);
+
+    drop_values(&captured, 1, |name| name == "lm_head");
+    let audit = captured.audited(&checkpoint);
+    assert_eq!(audit.verdict.exit_code(), 3, "{}", audit.verdict);
+    let missed: Vec<_> = audit.not_measured.iter().filter_map(|gap| gap.site).collect();
+    assert_eq!(missed, [last_layer, site("final_norm")]);
+    assert!(audit.not_measured[0].because.contains("in step 1"), "{:?}", audit.not_measured);
+}
+
+#[test]
+fn a_step_of_which_nothing_was_captured_is_missed() {
+    let checkpoint = open("tiny/qwen3");
+    let captured = in_files().on(native(), &checkpoint);
+    drop_values(&captured, 3, |_| true);
+    assert_eq!(captured.audited(&checkpoint).verdict.exit_code(), 3);
+    assert_eq!(captured.audited_with(&checkpoint, &common()).verdict.exit_code(), 0);
+}
+
+#[test]
+fn rows_in_another_order_are_not_judged_as_if_they_were_in_theirs() {
+    let checkpoint = open("tiny/qwen2");
+    for positions in [[1, 0, 2, 3, 4], [0, 0, 1, 2, 3]] {
+        let run = Run { lengths: vec![5], ..Run::default() };
+        let captured = run.on(native(), &checkpoint);
+        captured.edit(|manifest| {
+            for tensor in manifest["steps"][0]["tensors"].as_array_mut().unwrap() {
+                if tensor["name"] == "layers.0.attn_out" {
+                    tensor["positions"] = serde_json::json!(positions);
+                }
+            }
+        });
+        for options in [Options::default(), common()] {
+            let audit = captured.audited_with(&checkpoint, &options);
+            assert_eq!(audit.verdict.exit_code(), 3, "{}", audit.verdict);
+            assert!(audit.verdict.to_string().contains("in order"), "{}", audit.verdict);
+        }
+    }
+}
+
+#[test]
+fn a_row_within_a_fused_op_is_named_with_what_is_computed_from_it() {
+    let checkpoint = open("tiny/llama");
+    let run = Run { rows: Rows::Last, lengths: vec![6], ..Run::default() };
+    let audit = run.on(native(), &checkpoint).audited_with(&checkpoint, &common());
+    // One row of the softmax weights is known, and cannot be put in place alone.
+    let attention = audit.stage(site("layers.0.attention")).unwrap();
+    assert!(attention.span.contains(&site("layers.0.attn_softmax")), "{:?}", attention.span);
+}
+
+/// A capture in one file per value, so that the manifest may leave some out.
+fn in_files() -> Run {
+    Run { layout: Layout::Aprt, ..Run::default() }
+}
+
+/// Takes values out of a step.
+fn drop_values(captured: &Captured, step: usize, which: impl Fn(&str) -> bool) {
+    captured.edit(|manifest| {
+        let values = manifest["steps"][step]["tensors"].as_array_mut().unwrap();
+        values.retain(|value| !which(value["name"].as_str().unwrap()));
+    });
 }
