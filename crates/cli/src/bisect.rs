@@ -101,6 +101,9 @@ struct ShownArgs {
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
+    if let Some(path) = &args.shown.html {
+        output::may_write(path)?;
+    }
     let checkpoint = engine::open_runnable(&args.model)?;
     let arithmetic = args.reference.arithmetic.as_deref().map(Declared::named).transpose()?;
     let options = BisectOptions { arithmetic, faults: args.effort.faults, harm: args.effort.harm };
@@ -242,7 +245,16 @@ fn steps_of(capture: &Capture, given: Option<&Prompt>) -> Result<Vec<Vec<u32>>> 
     let said: Option<Vec<Vec<u32>>> =
         capture.steps().iter().map(|step| step.token_ids.clone()).collect();
     match (said, given) {
-        (Some(steps), _) if !steps.is_empty() => Ok(steps),
+        (Some(steps), given) if !steps.is_empty() => {
+            // It may go on beyond its prompt.
+            let agree = |given: &Prompt| steps.concat().starts_with(&given.token_ids);
+            ensure!(
+                given.is_none_or(agree),
+                "{} says itself which tokens it is of, and they do not begin with those given; leave out --tokens and --prompt, or give another capture",
+                capture.path().display()
+            );
+            Ok(steps)
+        }
         (_, Some(prompt)) if capture.steps().len() == 1 => Ok(vec![prompt.token_ids.clone()]),
         _ => bail!(
             "{} does not say its tokens; give them with --tokens or -p",

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use apr_diff::Outcome;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -76,6 +76,20 @@ pub(crate) fn write_whole(path: &Path, content: &str) -> Result<()> {
         let _ = fs::remove_file(&partial);
     }
     written.with_context(cannot_write)
+}
+
+/// Whether a file could be written at `path`, asked before the work that fills it.
+pub(crate) fn may_write(path: &Path) -> Result<()> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    ensure!(
+        directory.is_dir(),
+        "cannot write {}: there is no directory {}; make it first",
+        path.display(),
+        directory.display()
+    );
+    ensure!(!path.is_dir(), "cannot write {}: it is a directory", path.display());
+    Ok(())
 }
 
 /// Writes a line to stderr. If nobody reads it there is nobody to tell.

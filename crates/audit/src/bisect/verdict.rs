@@ -7,7 +7,7 @@ use apr_model::{Site, Stage};
 use serde::Serialize;
 
 use super::{Bisect, PromptDifference};
-use crate::{Audit, Diagnosis, Verdict};
+use crate::{Audit, Diagnosis, Errors, Group, StageAudit, Verdict};
 
 /// What follows from a bisection.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -146,6 +146,11 @@ pub(super) fn of(found: &Bisect) -> BisectVerdict {
     if let Some(because) = sides.into_iter().find_map(unmeasured) {
         return BisectVerdict::Unmeasured { because };
     }
+    // A stage that the reference left out and that leads to one that it holds is judged with that one.
+    let theirs = [&found.b.audit, &found.reference_with_our_weights];
+    if let Some(because) = theirs.into_iter().flatten().find_map(missing) {
+        return BisectVerdict::Unmeasured { because };
+    }
     if found.comparison.stages.is_empty() {
         let because = "no stage is on both sides".to_owned();
         return BisectVerdict::Unmeasured { because };
@@ -154,6 +159,13 @@ pub(super) fn of(found: &Bisect) -> BisectVerdict {
         Outcome::Match { .. } => BisectVerdict::Match,
         _ => drift(found),
     }
+}
+
+/// What the reference should have let us judge and did not.
+fn missing(reference: &Audit) -> Option<String> {
+    let (first, rest) = reference.not_measured.split_first()?;
+    let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+    Some(format!("the reference is not whole: {first}{more}; nothing is wrong with what it holds"))
 }
 
 fn drift(found: &Bisect) -> BisectVerdict {
@@ -219,23 +231,54 @@ fn files(found: &Bisect) -> Vec<Blame> {
 }
 
 fn stages(audit: &Audit, diagnoses: &[Diagnosis], culprit: Culprit) -> Vec<Blame> {
-    let finding = |stage: &crate::StageAudit| {
+    // One mistake in all layers is one finding.
+    let told: Vec<Site> = diagnoses.iter().flat_map(|d| d.same_at.iter().copied()).collect();
+    let finding = |stage: &StageAudit| {
         let site = stage.site;
         let diagnosis = diagnoses.iter().find(|diagnosis| diagnosis.site == site);
         let why = diagnosis.map_or(String::new(), |diagnosis| format!(": {diagnosis}"));
-        let off = match stage.not_finite {
-            0 => format!(
-                "is off by {:.1e} where {:.1e} is explained",
-                stage.errors.unexplained, stage.errors.bound
-            ),
-            n => format!(
-                "is NaN or infinite in {n} elements that should be numbers, or the other way round"
-            ),
+        let subject = match culprit {
+            Culprit::FileOrReference => {
+                format!("the reference's {site}, with the weights under test,")
+            }
+            _ => site.to_string(),
         };
-        let what = format!("{site} {off}{why}");
-        Blame { culprit, site: Some(site), what }
+        Blame { culprit, site: Some(site), what: format!("{subject} is {}{why}", off(stage)) }
     };
-    audit.faults().map(finding).collect()
+    audit.faults().filter(|stage| !told.contains(&stage.site)).map(finding).collect()
+}
+
+/// How a wrong stage is wrong: as a whole where that shows it, or where it shows.
+fn off(stage: &StageAudit) -> String {
+    let Errors { unexplained, bound, .. } = stage.errors;
+    match stage.not_finite {
+        0 if unexplained > bound => {
+            format!("off by {unexplained:.1e} where {bound:.1e} is explained")
+        }
+        0 => format!(
+            "right as a whole (off by {unexplained:.1e} where {bound:.1e} is explained) and wrong in {}, by {:.1} times what may be",
+            place(stage.worst.group),
+            stage.worst.excess
+        ),
+        n => format!(
+            "NaN or infinite in {n} elements that should be numbers, or the other way round"
+        ),
+    }
+}
+
+fn place(group: Group) -> String {
+    match group {
+        Group::Whole => "all of it".to_owned(),
+        Group::Row { position, .. } => format!("position {position}"),
+        Group::Head { head } => format!("head {head}"),
+        Group::Channel { channel } => format!("channel {channel}"),
+        Group::Element { position, head: None, column, .. } => {
+            format!("position {position}, channel {column}")
+        }
+        Group::Element { position, head: Some(head), column, .. } => {
+            format!("position {position}, head {head}, key {column}")
+        }
+    }
 }
 
 fn optional_site<S: serde::Serializer>(
