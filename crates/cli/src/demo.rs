@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use apr_audit::{Bisect, Options as AuditOptions, audit};
+use apr_audit::{Audit, Bisect, Options as AuditOptions, StageAudit, audit};
 use apr_capture::{Capture, Dims, Provenance, Recorder, RecorderOptions};
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
 use apr_diff::{Comparison, Options, compare};
@@ -22,7 +22,6 @@ use apr_model::{
     Unobserved, generate,
 };
 use apr_reference::{Arithmetic, Reference};
-use apr_report::audit::AuditReport;
 use apr_tokenizer::{Specials, Tokenizer};
 
 use crate::{
@@ -41,7 +40,7 @@ const REPORT: &str = "transposed.html";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Keep the model and the captures here, to go on with `apr trace` and `apr diff`.
+    /// Keep the model, the captures and the report here, to go on with `apr trace`, `apr diff` and a browser.
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 }
@@ -67,7 +66,7 @@ fn keep(directory: &Path) -> Result<Exit> {
     }
     let exit = exit?;
     output::print(&format!(
-        "\nThe model and the captures are in {0}. Try:\n  apr diff {0}/cpu {0}/golden\n  apr trace {0}/{1} -p 'import os' --payload\nThe report on the planted bug is {0}/{2}, for the browser.\n",
+        "\nThe model and the captures are in {0}. Try:\n  apr diff {0}/cpu {0}/golden\n  apr audit {0}/cpu --model {0}/{1}\n  apr trace {0}/{1} -p 'import os' --payload\nThe report on the planted bug, for the browser, is {0}/{2}.\n",
         directory.display(),
         embedded::FILE,
         REPORT,
@@ -115,7 +114,7 @@ fn tour(place: &Path) -> Result<Exit> {
     ))?;
     let exact = Model::load(Reference::<f64>::new(Arithmetic::EXACT), &checkpoint)?;
     let exact = against_golden(&exact, &checkpoint, &place.join("reference"), &golden)?;
-    output::print(&apr_report::diff::captures(&exact))?;
+    output::print(&apr_report::diff::summary(&exact))?;
 
     output::print("\n3. The cpu backend, told to round nothing, against the same:\n\n")?;
     let plain =
@@ -132,20 +131,13 @@ fn tour(place: &Path) -> Result<Exit> {
     let fast = against_golden(&cpu, &checkpoint, &place.join("cpu"), &golden)?;
     output::print(&apr_report::diff::summary(&fast))?;
     output::print(
-        "\n   So each stage is computed again from what the run itself had, exactly and with the rounding that it\n   \
-         declares:\n\n",
+        "\n   So `apr audit` computes each stage again from what the run itself had, exactly and with the rounding that\n   \
+         it declares:\n\n",
     )?;
     let capture = Capture::open(place.join("cpu"))?;
-    let mut audited = audit(&capture, &checkpoint, &AuditOptions::default(), &mut |_| {})?;
-    audited.capture = "cpu".to_owned(); // The place is temporary.
-    let shown = apr_report::audit::Options { limit: 5, colour: output::coloured() };
-    let report = AuditReport {
-        audit: &audited,
-        diagnoses: &[],
-        consequence: None,
-        provenance: capture.provenance(),
-    };
-    output::print(&report.text(&shown))?;
+    let audited = audit(&capture, &checkpoint, &AuditOptions::default(), &mut |_| {})?;
+    output::print(&most_rounded(&audited))?;
+    output::print(&format!("{}\n", audited.verdict))?;
 
     let found = story(&checkpoint, place)?;
     let verdicts = [
@@ -155,6 +147,18 @@ fn tour(place: &Path) -> Result<Exit> {
         if transposed::is_found(&found) { Exit::Success } else { Exit::Differs },
     ];
     Ok(verdicts.into_iter().find(|&exit| exit != Exit::Success).unwrap_or(Exit::Success))
+}
+
+/// How much of the largest error that a stage adds by itself is its rounding.
+fn most_rounded(audited: &Audit) -> String {
+    let local = |stage: &&StageAudit| stage.errors.local;
+    let most = audited.stages.iter().max_by(|a, b| local(a).total_cmp(&local(b)));
+    most.map_or(String::new(), |stage| {
+        format!(
+            "{} adds most by itself, a relative L2 of {:.1e}: its rounding adds {:.1e}, and all but {:.1e} is explained\n",
+            stage.site, stage.errors.local, stage.errors.floor, stage.errors.unexplained
+        )
+    })
 }
 
 /// Plants the bug that this program was born from, and finds it.

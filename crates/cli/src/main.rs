@@ -59,7 +59,7 @@ enum Command {
     Faultbench(faultbench::Args),
     /// Show what a model file holds.
     Inspect(inspect::Args),
-    /// Trace the embedded model and compare it with the Hugging Face capture that ships beside it.
+    /// Tour on the embedded model: write, trace, compare with Hugging Face, audit, and find a planted bug.
     Demo(demo::Args),
     /// Print a completion script for a shell.
     Completions {
