@@ -520,6 +520,9 @@ impl Gaps {
         bound: Bound,
     ) -> Self {
         let mut gaps = Self { unjudged: replay.not_measured.clone(), ..Self::default() };
+        for site in replay.captured_sites().into_iter().filter(|site| !sites.contains(site)) {
+            gaps.unjudged.insert(site, "the model has no such stage".to_owned());
+        }
         for (&site, record) in &replay.records {
             let Record { elements, not_finite, both_not_finite, .. } = *record;
             let because = if elements + not_finite == 0 {

@@ -81,7 +81,9 @@ pub fn consequence(
     let (from, steps) = (fault.site, &replayed.steps);
     let backend = Reference::<f64>::new(replayed.declared.arithmetic.clone());
     let run = Loaded::new(backend, checkpoint, None)?;
-    let before = capture.sites().into_iter().filter(|&site| site < from).collect();
+    let unjudged = |site| audit.not_measured.iter().any(|gap| gap.site == Some(site));
+    let sites = capture.sites().into_iter();
+    let before = sites.filter(|&site| site < from && !unjudged(site)).collect();
     // Rows that are missing cannot be put in place; they are computed.
     let mut values = |step: usize, site| match capture.info(step, site) {
         Some(info) if info.rows() == steps[step].len() => {

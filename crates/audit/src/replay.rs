@@ -110,6 +110,11 @@ impl<'c> Replay<'c> {
         Self { keep, ..self }
     }
 
+    /// What the capture holds, whether the model has it or not.
+    pub(crate) fn captured_sites(&self) -> Vec<Site> {
+        self.capture.sites()
+    }
+
     /// Runs.
     pub(crate) fn run(self, model: &Model<Twin>, steps: &[Vec<u32>]) -> Result<Self> {
         let mut replay = self;

@@ -1,9 +1,9 @@
 //! What is no number, and what is no capture of this run.
 
-use apr_audit::{Options, Verdict};
+use apr_audit::{Options, Verdict, consequence};
 use apr_capture::Layout;
 
-use crate::engine::{Q4, Run, faults, native, open, site};
+use crate::engine::{Captured, Q4, Run, faults, native, open, site};
 
 #[test]
 fn a_nan_on_one_side_is_a_fault_of_the_stage_that_made_it() {
@@ -103,17 +103,26 @@ fn what_was_captured_and_cannot_be_judged_is_missed_even_where_nothing_else_is()
     let checkpoint = open("tiny/qwen2");
     let captured = Run { lengths: vec![5], layout: Layout::Aprt, ..Run::default() };
     let captured = captured.on(native(), &checkpoint);
-    captured.edit(|manifest| {
-        let tensors = manifest["steps"][0]["tensors"].as_array_mut().unwrap();
-        let norm = tensors.iter_mut().find(|tensor| tensor["name"] == "final_norm").unwrap();
-        let width = norm["shape"][1].as_u64().unwrap();
-        (norm["shape"], norm["positions"]) =
-            (serde_json::json!([1, 5 * width]), serde_json::json!([4]));
-    });
+    reshape(&captured, "layers.0.q_post_rope");
     let options = Options { common: true, ..Options::default() };
     let audit = captured.audited_with(&checkpoint, &options);
     assert_eq!(audit.verdict.exit_code(), 3, "{}", audit.verdict);
-    assert_eq!(audit.not_measured[0].site, Some(site("final_norm")));
+    assert_eq!(audit.not_measured[0].site, Some(site("layers.0.q_post_rope")));
+}
+
+#[test]
+fn what_cannot_be_judged_does_not_keep_the_consequence_of_a_fault_from_being_known() {
+    let checkpoint = open("tiny/qwen2");
+    let run = Run { lengths: vec![5], layout: Layout::Aprt, ..Run::default() };
+    let run = run.planting(0, "final_norm", |_, values| values.iter_mut().for_each(|x| *x *= 2.0));
+    let captured = run.on(native(), &checkpoint);
+    reshape(&captured, "layers.0.q_post_rope");
+    let audit = captured.audited(&checkpoint);
+    assert_eq!(faults(&audit), ["final_norm"]);
+    let place = tempfile::tempdir().unwrap();
+    let place = place.path().join("right");
+    let consequence = consequence(&captured.open(), &checkpoint, &audit, &place).unwrap();
+    assert!(consequence.unwrap().relative_l2 > 0.9);
 }
 
 #[test]
@@ -123,4 +132,14 @@ fn tokens_of_one_step_are_not_taken_for_those_of_several() {
     let options = Options { tokens: Some(run.tokens()), ..Options::default() };
     let audit = run.on(native(), &checkpoint).audited_with(&checkpoint, &options);
     assert_eq!(audit.verdict.exit_code(), 3, "{}", audit.verdict);
+}
+
+/// Says of a value with heads that it has one wide head.
+fn reshape(captured: &Captured, name: &str) {
+    captured.edit(|manifest| {
+        let tensors = manifest["steps"][0]["tensors"].as_array_mut().unwrap();
+        let tensor = tensors.iter_mut().find(|tensor| tensor["name"] == name).unwrap();
+        let [n, heads, width] = [0, 1, 2].map(|axis| tensor["shape"][axis].as_u64().unwrap());
+        tensor["shape"] = serde_json::json!([n, 1, heads * width]);
+    });
 }
