@@ -157,11 +157,12 @@ impl Declared {
     pub(crate) fn by(capture: &Capture) -> Option<Self> {
         let provenance = capture.provenance()?;
         let ops = &provenance.plan.as_ref()?.ops;
-        if ops.is_empty() {
+        let linear: Vec<_> = ops.iter().filter(|op| op.op == "linear").collect();
+        if linear.is_empty() {
             return None;
         }
         let mut table: Vec<(DType, ActivationType)> = Vec::new();
-        for op in ops.iter().filter(|op| op.op == "linear") {
+        for op in &linear {
             for (i, weight) in op.weights.iter().enumerate() {
                 let declared = op.activations.get(i).or(op.activations.first())?;
                 let (weight, declared) = (dtype(weight)?, activation(declared)?);
@@ -182,7 +183,6 @@ impl Declared {
         // A fused kernel says of its queries what it rounds, and has its own kind of weights.
         let fused = attention.is_some_and(|op| op.op != "attn_values");
         let probabilities = if fused { ActivationType::F32 } else { rounds(attention) };
-        let linear: Vec<_> = ops.iter().filter(|op| op.op == "linear").collect();
         let unit = |name: &str| Units::of(dtype(name).unwrap_or(DType::F32));
         let largest = |units: &mut dyn Iterator<Item = f64>| units.fold(0.0, f64::max);
         let units = Units {

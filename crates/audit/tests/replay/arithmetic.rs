@@ -73,14 +73,12 @@ fn a_fault_does_not_change_what_is_inferred() {
 }
 
 #[test]
-fn a_stage_that_is_infinitely_wrong_everywhere_does_not_decide_what_is_inferred() {
-    let checkpoint = open(Q4);
-    let run = (0..4).fold(Run::default(), |run, layer| {
-        run.planting(0, &format!("layers.{layer}.attn_out"), |_, values| values[0] = f64::NAN)
-    });
+fn a_stage_that_is_infinitely_wrong_does_not_decide_what_is_inferred() {
+    let checkpoint = open("tiny/qwen2");
+    let run = Run::default().planting(0, "lm_head", |_, values| values[0] = f64::NAN);
     let captured = run.on(native(), &checkpoint);
     undeclared(&captured);
-    assert_inferred(&captured.audited(&checkpoint), "cpu");
+    assert_inferred(&captured.audited(&checkpoint), "f32-kv16");
 }
 
 #[test]
@@ -94,6 +92,16 @@ fn a_manifest_that_declares_coarse_sums_is_quoted() {
     });
     let name = captured.audited(&checkpoint).arithmetic.name;
     assert!(name.contains("products are summed up in BF16"), "{name}");
+}
+
+#[test]
+fn a_plan_that_says_nothing_of_products_declares_no_arithmetic() {
+    let checkpoint = open(Q4);
+    let captured = Run::default().on(native(), &checkpoint);
+    captured.edit(|manifest| {
+        manifest["plan"]["ops"].as_array_mut().unwrap().retain(|op| op["op"] != "linear");
+    });
+    assert_inferred(&captured.audited(&checkpoint), "cpu");
 }
 
 /// A prompt in one step, as foreign captures have it.
@@ -122,19 +130,41 @@ fn a_bare_aprt_tree_is_judged_with_tokens_from_elsewhere() {
 fn npy_files_are_judged_with_tokens_from_elsewhere() {
     let checkpoint = open(Q4);
     let captured = prompt().on(native(), &checkpoint);
-    let arrays = tempfile::tempdir().unwrap();
     let ours = captured.open();
-    for site in ours.sites() {
-        let tensor = ours.tensor(0, site).unwrap();
-        let path = arrays.path().join(format!("{site}.npy"));
-        fs::write(path, npy(tensor.shape(), &tensor.to_f32())).unwrap();
-    }
+    let arrays = arrays(&ours);
     let capture = Capture::open(arrays.path()).unwrap();
     assert_eq!(capture.sites(), ours.sites());
     let options = Options { tokens: Some(prompt().tokens()), ..Options::default() };
     let audit = audit(&capture, &checkpoint, &options, &mut |_| {}).unwrap();
     assert_inferred(&audit, "cpu");
     assert_match(&audit, "a directory of .npy files");
+}
+
+#[test]
+fn a_stage_that_the_model_does_not_have_is_not_passed_over() {
+    let checkpoint = open("tiny/qwen2");
+    let arrays = arrays(&prompt().on(native(), &checkpoint).open());
+    fs::write(arrays.path().join("layers.0.q_norm.npy"), npy(&[9, 4, 16], &[0.0; 9 * 4 * 16]))
+        .unwrap();
+    let capture = Capture::open(arrays.path()).unwrap();
+    for common in [false, true] {
+        let tokens = Some(prompt().tokens());
+        let options = Options { tokens, common, ..Options::default() };
+        let audit = audit(&capture, &checkpoint, &options, &mut |_| {}).unwrap();
+        assert_eq!(audit.verdict.exit_code(), 3, "{}", audit.verdict);
+        assert!(audit.verdict.to_string().contains("q_norm"), "{}", audit.verdict);
+    }
+}
+
+/// The first step as a directory of `.npy` files.
+fn arrays(capture: &Capture) -> tempfile::TempDir {
+    let arrays = tempfile::tempdir().unwrap();
+    for site in capture.sites() {
+        let tensor = capture.tensor(0, site).unwrap();
+        let path = arrays.path().join(format!("{site}.npy"));
+        fs::write(path, npy(tensor.shape(), &tensor.to_f32())).unwrap();
+    }
+    arrays
 }
 
 /// A version 1 `.npy` file.
