@@ -38,7 +38,7 @@ pub(crate) struct Texts {
 
 impl Texts {
     pub(crate) fn new(prompt: &[u32], vocab_size: usize) -> Self {
-        let next = |&id: &u32| (id + 1) % vocab_size as u32;
+        let next = |&id: &u32| id.wrapping_add(1) % vocab_size as u32;
         Self { prompt: prompt.to_vec(), other: prompt.iter().rev().map(next).collect() }
     }
 
