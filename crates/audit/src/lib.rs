@@ -18,6 +18,7 @@ mod bisect;
 mod diagnosis;
 mod engine;
 mod error;
+mod gaps;
 mod graft;
 mod inputs;
 mod judge;
