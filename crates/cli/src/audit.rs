@@ -99,6 +99,9 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     let Some(model) = &args.model else {
         bail!("no model: give the file that {} was made of with --model", path.display())
     };
+    if let Some(page) = &args.shown.html {
+        output::may_write(page)?;
+    }
     let checkpoint = engine::open(model)?;
     let dims = Dims::from(&engine::runnable_config(&checkpoint)?);
     let names = match &args.reading.map {
@@ -115,6 +118,8 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     let audited = audit(&capture, &checkpoint, &options, &mut |at| progress.set(at.done, at.total));
     progress.finish();
     let audited = audited?;
+    output::tell_unknown(&capture);
+    tell_other_file(&capture, &checkpoint);
     let diagnoses = diagnose(&capture, &checkpoint, &audited, FAULTS_EXPLAINED)?;
     let place = tempfile::tempdir().context("cannot make a temporary directory")?;
     let consequence = consequence(&capture, &checkpoint, &audited, &place.path().join("right"))?;
@@ -125,6 +130,20 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         provenance: capture.provenance(),
     })?;
     Ok(Exit::from(&audited.verdict))
+}
+
+/// Says so where a capture was made of another file, as its manifest has it. That is no error: the weights may be the same.
+fn tell_other_file(capture: &Capture, checkpoint: &Checkpoint) {
+    let Some(made_of) = capture.provenance().map(|provenance| &provenance.model) else { return };
+    let other = |declared: &String| *declared != checkpoint.index_sha256();
+    if made_of.index_sha256.as_ref().is_some_and(other) {
+        output::tell(format_args!(
+            "note: {} says that it was made of {}, whose tensors have other names, types or shapes than those of {}",
+            capture.path().display(),
+            made_of.path,
+            checkpoint.path().display()
+        ));
+    }
 }
 
 /// The arithmetic called `name`.

@@ -193,12 +193,14 @@ impl Work<'_> {
             None => NameMap::default(),
         };
         let open = OpenOptions { dims: Some(dims), names, ..OpenOptions::default() };
-        let capture = Capture::open_with(path, &open)?;
+        let capture = Capture::open_with(path, &open).map_err(neither)?;
         let given = self.args.prompt.given().map(|args| Prompt::resolve(&args, self.checkpoint));
         let given = given.transpose()?;
         let steps = steps_of(&capture, given.as_ref())?;
         let against = Against::Capture { capture: &capture, checkpoint: reference.as_ref() };
-        self.bisect(&against, &Script::Steps(steps), given.as_ref())
+        let found = self.bisect(&against, &Script::Steps(steps), given.as_ref())?;
+        output::tell_unknown(&capture);
+        Ok(found)
     }
 
     fn prompt(&self) -> Result<Prompt> {
@@ -232,6 +234,16 @@ impl Work<'_> {
             bisect(self.checkpoint, &engine, against, script, self.place, &self.options, &mut show);
         progress.finish();
         Ok(found?)
+    }
+}
+
+/// What is no capture is no model either: that was looked at first.
+fn neither(error: apr_capture::Error) -> anyhow::Error {
+    match error {
+        apr_capture::Error::NotACapture { .. } => {
+            anyhow::Error::new(error).context("neither a capture nor a model")
+        }
+        other => other.into(),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use apr_capture::Capture;
 use apr_diff::Outcome;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -95,6 +96,24 @@ pub(crate) fn may_write(path: &Path) -> Result<()> {
 /// Writes a line to stderr. If nobody reads it there is nobody to tell.
 pub(crate) fn tell(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Says what of a foreign capture was not understood, and so not looked at.
+pub(crate) fn tell_unknown(capture: &Capture) {
+    const NAMED: usize = 3;
+    let unknown = capture.unknown();
+    if unknown.is_empty() {
+        return;
+    }
+    let more = match unknown.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        n => format!("; and {n} more"),
+    };
+    tell(format_args!(
+        "note: not everything in {} was understood: {}{more}; --map says what another program calls the stages",
+        capture.path().display(),
+        unknown[..unknown.len().min(NAMED)].join("; ")
+    ));
 }
 
 /// `error` and its causes on one line. Some errors name their cause themselves: it is said once.

@@ -260,6 +260,30 @@ fn a_tree_of_files_is_judged_with_the_tokens_that_are_given() {
 }
 
 #[test]
+fn what_of_a_capture_was_not_understood_is_told() {
+    let scratch = Scratch::new();
+    let model = fixture("tiny/qwen2");
+    let tree = scratch.capture("tree", &model, &["--tokens", "5,6,7", "--format", "aprt"]);
+    let (known, unknown) = ("layer-0/attn_norm.bin", "layer-0/attention_rms.bin");
+    fs::rename(Path::new(&tree).join(known), Path::new(&tree).join(unknown)).unwrap();
+    fs::remove_file(Path::new(&tree).join("manifest.json")).unwrap();
+    let done = apr(["audit", &tree, "--model", &model, "--tokens", "5,6,7"]);
+    assert!(done.stderr.contains("attention_rms") && done.stderr.contains("--map"), "{done:?}");
+}
+
+#[test]
+fn a_capture_of_another_file_is_judged_and_that_is_told() {
+    let scratch = Scratch::new();
+    let capture = scratch.capture("capture", &quantised(), &["--tokens", "5,6,7"]);
+    let other = fixture("pycoder-3m/pycoder-3m-Q8_0.gguf");
+    let done = apr(["audit", &capture, "--model", &other]).expect(1);
+    let words = "says that it was made of";
+    assert!(done.stderr.contains(words), "{}", done.stderr);
+    let done = apr(["audit", &capture, "--model", &quantised()]).expect(0);
+    assert!(!done.stderr.contains(words), "{}", done.stderr);
+}
+
+#[test]
 fn a_capture_that_says_its_tokens_is_taken_at_its_word() {
     let scratch = Scratch::new();
     let model = fixture("tiny/qwen2");

@@ -257,7 +257,7 @@ fn what_cannot_be_bisected_is_refused_with_what_to_do() {
         (&[&model, "--against", &bf16()], "give -p TEXT or --tokens"),
         (&[&model, "--against", "no/such/place"], "no/such/place"),
         (&[&empty, "--against", &golden], "empty.gguf"),
-        (&[&model, "--against", &directory], "nothing"),
+        (&[&model, "--against", &directory], "neither a capture nor a model"),
         (&[&model, "--against", &golden, "--arithmetic", "exact"], "llama-cpp"),
     ];
     for (args, words) in cases {
