@@ -221,7 +221,8 @@ pub(crate) fn verdict(found: &Bisect) -> String {
                 let _ = write!(out, "\n- {line}");
             }
             if rest.len() > ALSO {
-                let _ = write!(out, "\n- {}, in the JSON", plural(rest.len() - ALSO, "more finding"));
+                let _ =
+                    write!(out, "\n- {}, in the JSON", plural(rest.len() - ALSO, "more finding"));
             }
             out
         }

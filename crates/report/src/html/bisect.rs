@@ -58,7 +58,7 @@ fn between(page: &mut Page, found: &Bisect, logits: &[LogitRow]) {
         page.section("parts", "What the difference is made of", parts(&found.parts));
     }
     if !found.harm.is_empty() {
-        page.section("harm", "Whose rounding hurts most", harm(found));
+        page.section("harm", "Which tensors hurt most", harm(found));
     }
     if !logits.is_empty() {
         page.section("logits", "Next tokens", side_by_side(logits));
@@ -148,7 +148,7 @@ fn harm(found: &Bisect) -> Markup {
             "As they are, the logits are " (magnitude(first.error)) " from B's (relative L2), KL " (optional(first.kl)) " nats. \
              With one tensor of B's in its place:"
         }
-        div.scroll tabindex="0" role="region" aria-label="Whose rounding hurts most" {
+        div.scroll tabindex="0" role="region" aria-label="Which tensors hurt most" {
             table.list.side {
                 thead { tr { th scope="col" { "with B's" } th.text scope="col" { "stored as" } th scope="col" { "logits" } th scope="col" { "KL" } } }
                 tbody {

@@ -24,7 +24,8 @@ impl Cell {
         Self {
             class: palette::of_error(error),
             text: match error {
-                0.0 => "0".to_owned(),
+                // A 0 would be the exponent of 1.
+                0.0 => "=".to_owned(),
                 x if !x.is_finite() => "∞".to_owned(),
                 x => format!("{:.0}", x.log10().floor()).replace('-', "−"),
             },

@@ -33,6 +33,17 @@ const EXCESSES: [Shade; 7] = [
     ("#7f0000", PAPER),
 ];
 
+/// The same for dark surroundings, where what is large has to be light to stand out.
+const EXCESSES_IN_THE_DARK: [Shade; 7] = [
+    ("#16261b", PAPER),
+    ("#1c3826", PAPER),
+    ("#255034", PAPER),
+    ("#7a4508", PAPER),
+    ("#e07b39", INK),
+    ("#ff8f80", INK),
+    ("#ffd0c9", INK),
+];
+
 /// The class of a relative error.
 pub(crate) fn of_error(error: f64) -> String {
     let shade = match error {
@@ -55,7 +66,7 @@ pub(crate) fn errors() -> Vec<(String, String)> {
     (0..ERRORS.len())
         .map(|i| {
             let name = match i {
-                0 => "up to 1e-8".to_owned(),
+                0 => "up to 1e-8; = none at all".to_owned(),
                 9 => "1 and more".to_owned(),
                 i => format!("1e{}", i as i32 - 9),
             };
@@ -80,13 +91,19 @@ pub(crate) fn excesses() -> Vec<(String, String)> {
 
 /// The classes as a style sheet.
 pub(crate) fn css() -> String {
-    let mut out = String::new();
-    for (letter, shades) in [('e', &ERRORS[..]), ('x', &EXCESSES[..])] {
-        for (i, (background, text)) in shades.iter().enumerate() {
-            let _ = writeln!(out, ".{letter}{i}{{background:{background};color:{text}}}");
-        }
+    let mut light = String::new();
+    classes(&mut light, 'e', ERRORS.iter());
+    classes(&mut light, 'x', EXCESSES.iter());
+    let mut dark = String::new();
+    classes(&mut dark, 'e', ERRORS.iter().rev());
+    classes(&mut dark, 'x', EXCESSES_IN_THE_DARK.iter());
+    format!("{light}@media (prefers-color-scheme:dark){{\n{dark}}}\n")
+}
+
+fn classes<'a>(out: &mut String, letter: char, shades: impl Iterator<Item = &'a Shade>) {
+    for (i, (background, text)) in shades.enumerate() {
+        let _ = writeln!(out, ".{letter}{i}{{background:{background};color:{text}}}");
     }
-    out
 }
 
 #[cfg(test)]
@@ -108,10 +125,28 @@ pub(crate) mod tests {
 
     #[test]
     fn text_stands_out_on_every_shade() {
-        for (background, text) in ERRORS.iter().chain(&EXCESSES) {
+        for (background, text) in ERRORS.iter().chain(&EXCESSES).chain(&EXCESSES_IN_THE_DARK) {
             let contrast = contrast(background, text);
             assert!(contrast >= 4.5, "{text} on {background}: {contrast:.2}");
         }
+    }
+
+    #[test]
+    fn what_is_large_stands_out_from_the_page_in_light_and_in_dark() {
+        let (light, dark) = ("#ffffff", "#14161a");
+        for (shades, page) in [(ERRORS, light), (reversed(ERRORS), dark)] {
+            let contrasts = shades.map(|(background, _)| contrast(background, page));
+            assert!(contrasts.is_sorted() && contrasts[9] > 7.0, "{page}: {contrasts:?}");
+        }
+        for (shades, page) in [(EXCESSES, light), (EXCESSES_IN_THE_DARK, dark)] {
+            let contrasts = shades.map(|(background, _)| contrast(background, page));
+            assert!(contrasts[6] > 7.0 && contrasts[0] < 1.5, "{page}: {contrasts:?}");
+        }
+    }
+
+    fn reversed<const N: usize>(mut shades: [Shade; N]) -> [Shade; N] {
+        shades.reverse();
+        shades
     }
 
     #[test]
