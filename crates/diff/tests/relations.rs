@@ -290,6 +290,17 @@ fn one_zeroed_block_in_a_large_tensor_is_found_where_it_is() {
 }
 
 #[test]
+fn a_number_that_is_none_is_told_and_has_no_share_of_the_difference() {
+    let mut faulty = halves();
+    let stored = faulty.tensor("blk.1.ffn_gate.weight");
+    *stored = bytes(stored, DType::F16, |bytes| {
+        bytes[2 * (7 * 256 + 40)..][..2].copy_from_slice(&f16::NAN.to_le_bytes());
+    });
+    let expected = "row 7, columns 32 to 63 (1 of 6144 blocks, with NaN or infinity in A)";
+    assert_found(&diff(&faulty), &[("blk.1.ffn_gate.weight", expected)]);
+}
+
+#[test]
 fn a_block_with_a_wrong_scale_and_one_wrong_number_are_found_where_they_are() {
     let draft = quantised("Q4_K_M");
     let mut faulty = draft.clone();

@@ -18,6 +18,8 @@ pub struct Damage {
     pub of_blocks: u64,
     /// How many of them are zero throughout in the file under test, and not in the reference.
     pub zeroed: u64,
+    /// How many of them have a NaN or an infinity in the file under test.
+    pub not_finite: u64,
     /// The rows that have some.
     pub rows: Extent,
     /// The columns that they cover.
@@ -76,6 +78,7 @@ impl Damage {
             inside += block.squares;
             found.blocks += 1;
             found.zeroed += u64::from(block.zeroed);
+            found.not_finite += u64::from(block.not_finite);
             bad_rows.insert(row);
             bad_columns.extend(block.columns);
         });
@@ -88,7 +91,7 @@ impl Damage {
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { blocks, of_blocks, zeroed, rows, columns, share } = self;
+        let Self { blocks, of_blocks, zeroed, not_finite, rows, columns, share } = self;
         if *blocks == 0 {
             return f.write_str("spread evenly: no block stands out");
         }
@@ -101,7 +104,12 @@ impl fmt::Display for Damage {
             n if n == *blocks => f.write_str(", zeroed in A")?,
             n => write!(f, ", {n} zeroed in A")?,
         }
-        write!(f, ", {:.0} % of the difference)", 100.0 * share)
+        match *not_finite {
+            // A difference that is no number has no shares.
+            0 => write!(f, ", {:.0} % of the difference)", 100.0 * share),
+            n if n == *blocks => f.write_str(", with NaN or infinity in A)"),
+            n => write!(f, ", {n} with NaN or infinity in A)"),
+        }
     }
 }
 
@@ -110,6 +118,7 @@ struct Block {
     columns: std::ops::Range<usize>,
     explained: bool,
     zeroed: bool,
+    not_finite: bool,
     squares: f64,
 }
 
@@ -125,7 +134,8 @@ fn each_block(a: &dyn Rows, b: &dyn Rows, mut visit: impl FnMut(usize, Block)) {
             let zero = |values: &[f32]| values.iter().all(|&x| x == 0.0);
             let squares = a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum();
             let (explained, zeroed) = (finite && error.explained(), zero(a) && !zero(b));
-            visit(row, Block { columns, explained, zeroed, squares });
+            let not_finite = a.iter().any(|x| !x.is_finite());
+            visit(row, Block { columns, explained, zeroed, not_finite, squares });
         }
     }
 }
