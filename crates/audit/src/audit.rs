@@ -1,6 +1,9 @@
 //! The audit of a capture: replay, judge, say what follows.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use apr_capture::{Capture, Dims};
 use apr_format::Checkpoint;
@@ -249,16 +252,26 @@ const LAYERS_TO_INFER: usize = 2;
 /// The candidate under which the stages of the median layer are nearest to their bounds: a fault touches few of them,
 /// arithmetic touches all. Each kind of stage counts, since arithmetics may differ in one of them.
 fn infer(capture: &Capture, checkpoint: &Checkpoint, steps: &[Vec<u32>]) -> Result<Declared> {
+    // Elementwise stages have next to no arithmetic; they count if there is nothing else.
+    let telling = |site: &Site| Class::of(site.stage) != Class::Elementwise;
+    let sites = capture.sites();
+    let layers: BTreeSet<u32> =
+        sites.iter().filter(|site| telling(site)).filter_map(|site| site.layer).collect();
+    let enough = layers.iter().nth(LAYERS_TO_INFER - 1);
     let mut best: Option<(f64, Declared)> = None;
     let mut scores = Vec::new();
     for (name, candidate) in Declared::to_try() {
         let candidate = candidate.captured_by(capture);
         let (model, mailbox) = replay::load(checkpoint, &candidate)?;
         let mut quiet = |_: Progress| {};
-        let replay = Replay::new(capture, &model, mailbox, &steps[..1], &mut quiet);
-        let replay = replay.of_layers(LAYERS_TO_INFER).run(&model, &steps[..1])?;
+        let mut replay = Replay::new(capture, &model, mailbox, &steps[..1], &mut quiet);
+        if let Some(&last) = enough {
+            replay = replay.of_layers(last as usize + 1);
+        }
+        let replay = replay.run(&model, &steps[..1])?;
+        let any_telling = replay.records.keys().any(telling);
         let score: f64 = Stage::all()
-            .filter(|&stage| Class::of(stage) != Class::Elementwise)
+            .filter(|&stage| !any_telling || Class::of(stage) != Class::Elementwise)
             .filter_map(|stage| median(ratios(&replay.records, |site| site.stage == stage)))
             // A stage that is infinitely wrong under all candidates must not make them all alike.
             .map(|ratio| ratio.clamp(1.0, f64::MAX).ln())

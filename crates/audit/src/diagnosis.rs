@@ -89,8 +89,13 @@ impl fmt::Display for Diagnosis {
                 }
             }
             None if !self.missing.is_empty() => {
-                let missing: Vec<String> = self.missing.iter().map(Site::to_string).collect();
-                write!(f, "no diagnosis without its inputs; capture {}", missing.join(", "))
+                // The last ones are the nearest.
+                const NAMED: usize = 4;
+                let further = self.missing.len().saturating_sub(NAMED);
+                let named: Vec<String> =
+                    self.missing[further..].iter().map(Site::to_string).collect();
+                write!(f, "no diagnosis without its inputs; capture {}", named.join(", "))?;
+                if further > 0 { write!(f, " (and {further} before)") } else { Ok(()) }
             }
             None => {
                 f.write_str("no hypothesis fits")?;

@@ -235,7 +235,12 @@ impl Backend for Twin {
         let emulated = Arc::new(y.pop().expect("one for each operand"));
         let exact = y.pop().map_or_else(|| emulated.clone(), Arc::new);
         let mut slack = slack::linear(&self.units, &x.emulated, &rows, &emulated);
-        self.product.replace(Some(slack.as_slice().into()));
+        // A bias in the same kernel meets the very product that the engine had, whatever its weights were.
+        let product = match units.weights > 0.0 {
+            true => slack::linear(&Units { weights: 0.0, ..*units }, &x.emulated, &rows, &emulated),
+            false => slack.clone(),
+        };
+        self.product.replace(Some(product.into()));
         if let Some(before) = &x.slack {
             let kind = |dtype| self.arithmetic.activations.of(dtype);
             slack::through_linear(&mut slack, &x.emulated, before, &w.parts, kind)?;

@@ -266,3 +266,28 @@ fn what_cannot_be_bisected_is_refused_with_what_to_do() {
         assert_eq!(done.stdout, "", "{args:?}");
     }
 }
+
+#[test]
+fn a_reference_of_other_dimensions_is_a_difference_of_configs() {
+    let tokens = ["--json", "--tokens", "5,6,7"];
+    let found = bisect(&fixture("tiny/qwen2"), &fixture("tiny/llama"), &tokens).expect(1).json();
+    let named = blames(&found);
+    let of_config =
+        |key: &str| named.iter().any(|(c, what)| c == "config" && what.starts_with(key));
+    assert!(of_config("head_dim is 16") && of_config("rope_theta"), "{named:?}");
+}
+
+#[test]
+fn a_bias_lost_in_a_file_shows_against_a_capture_of_the_file_as_it_was() {
+    let scratch = Scratch::new();
+    let wrong = changed(&scratch, |draft| {
+        let stored = draft.tensor_mut("blk.0.attn_q.bias").unwrap();
+        let zeros = vec![0u8; stored.bytes().len()];
+        *stored = Stored::new(DType::F32, stored.shape().clone(), zeros.into()).unwrap();
+    });
+    let golden = fixture("golden/pycoder-3m-Q4_K_M/capture");
+    let found = bisect(&wrong, &golden, &["--json"]).expect(1).json();
+    let named = blames(&found);
+    assert_eq!(named[0].0, "file_or_reference", "{named:?}");
+    assert!(named[0].1.contains("layers.0.qkv_bias"), "{named:?}");
+}

@@ -12,10 +12,10 @@ mod verdict;
 
 use std::path::Path;
 
-use apr_capture::Capture;
+use apr_capture::{Capture, Dims};
 use apr_diff::{CheckpointComparison, Comparison, TensorOptions, compare, compare_checkpoints};
 use apr_format::Checkpoint;
-use apr_model::{Site, Stage};
+use apr_model::{Site, Stage, read_config};
 use serde::Serialize;
 
 use crate::{
@@ -193,7 +193,10 @@ pub fn bisect(
             reference_with_our_weights = Some(audited(doing, theirs, a, &options)?);
         }
     }
-    let with_their_weights = match other_file {
+    // A model of other dimensions computes other values; that its config differs is said.
+    let dims = |file: &Checkpoint| read_config(file).map(|config| Dims::from(&config));
+    let our_dims = dims(a)?;
+    let with_their_weights = match other_file.filter(|b| dims(b).is_ok_and(|d| d == our_dims)) {
         Some(file) => Some(audited("replaying with the reference's weights", &ours, file, &own)?),
         None => None,
     };

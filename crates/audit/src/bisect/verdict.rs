@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use apr_diff::Outcome;
+use apr_diff::{NotCompared, Outcome, Reason};
 use apr_model::{Site, Stage};
 use serde::Serialize;
 
@@ -149,6 +149,13 @@ pub(super) fn of(found: &Bisect) -> BisectVerdict {
     // A stage that the reference left out and that leads to one that it holds is judged with that one.
     let theirs = [&found.b.audit, &found.reference_with_our_weights];
     if let Some(because) = theirs.into_iter().flatten().find_map(missing) {
+        return BisectVerdict::Unmeasured { because };
+    }
+    // What one file stores as a tensor the other's metadata may say: configs were compared.
+    let missed = |missed: &&NotCompared| !matches!(missed.reason, Reason::Derived { .. });
+    let missed = found.files.iter().flat_map(|files| &files.not_compared).find(missed);
+    if let Some(NotCompared { name, reason }) = missed {
+        let because = format!("`{name}` of the files could not be compared: {reason}");
         return BisectVerdict::Unmeasured { because };
     }
     if found.comparison.stages.is_empty() {
