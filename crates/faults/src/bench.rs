@@ -125,14 +125,15 @@ fn judged(
     judge: &dyn Judge,
     place: &Path,
 ) -> Result<Outcome> {
-    let (expectation, effect, recording) = match case.planting {
+    let (expected, effect, recording) = match case.planting {
         Some(planting) => {
             let planted = rig.plant(planting, case.seed, place)?;
-            (planted.expectation, Some(planted.effect), planted.recording)
+            let names = planting.fault.expected(&rig.target(planting.site), planting.severity);
+            ((planted.expectation, names), Some(planted.effect), planted.recording)
         }
         None => {
             rig.run(place)?;
-            (Expectation::Clean, None, Some(rig.clean().clone()))
+            ((Expectation::Clean, &[][..]), None, Some(rig.clean().clone()))
         }
     };
     let start = Instant::now();
@@ -140,7 +141,7 @@ fn judged(
     let seconds = start.elapsed().as_secs_f64();
     let classic = recording
         .map(|run| [classic::std_ratio(&run, reference), classic::cosine(&run, reference)]);
-    Ok(Outcome::new(*case, expectation, effect, verdict, classic, seconds))
+    Ok(Outcome::new(*case, expected, effect, verdict, classic, seconds))
 }
 
 /// A model, to look for places in.
@@ -212,12 +213,14 @@ impl<'a> Target<'a> {
     }
 }
 
-const CONTROL: &str = "control";
+/// What runs without a fault are called where kinds are named.
+pub(crate) const CONTROL: &str = "control";
 
 fn check_names(only: &[String]) -> Result<()> {
-    let families: Vec<String> = catalogue::all().map(|fault| fault.family.to_string()).collect();
+    let families = catalogue::families();
     for name in only {
-        if name != CONTROL && !families.contains(name) {
+        let is_family = families.iter().any(|family| family.to_string() == *name);
+        if name != CONTROL && !is_family {
             catalogue::find(name)?;
         }
     }

@@ -14,7 +14,8 @@ pub struct Effect {
     pub relative_l2: f64,
     /// The largest of the same over single rows.
     pub worst_row: f64,
-    /// The largest difference of an element, in units of what rounding to f32 does to the mean element of its row.
+    /// The largest difference of an element, in units of what rounding to f32 does to it, or to the mean element of its
+    /// row if that is larger.
     pub worst_element: f64,
     /// The largest Kullback-Leibler divergence of the next token's distribution, in nats, over all rows of logits.
     pub logits_kl: f64,
@@ -46,21 +47,23 @@ impl Effect {
                 continue;
             }
             for row in rows(&tensor.shape, site.stage.axes().row_axis()) {
-                let (mut d, mut n, mut worst) = (0.0, 0.0, 0.0f64);
+                let (mut d, mut n) = (0.0, 0.0);
+                let mean_square = row.iter().map(|&i| r[i] * r[i]).filter(|x| x.is_finite());
+                let mean = (mean_square.sum::<f64>() / row.len() as f64).sqrt();
                 for i in row.iter().copied() {
                     let (wrong, right) = (w[i], r[i]);
                     effect.non_finite |= right.is_finite() && !wrong.is_finite();
                     if wrong.is_finite() && right.is_finite() {
                         d += (wrong - right).powi(2);
                         n += right * right;
-                        worst = worst.max((wrong - right).abs());
+                        let rounding = f64::from(f32::EPSILON / 2.0) * mean.max(right.abs());
+                        let apart = quotient((wrong - right).abs(), rounding);
+                        effect.worst_element = effect.worst_element.max(apart);
                     }
                 }
                 difference += d;
                 norm += n;
                 effect.worst_row = effect.worst_row.max(quotient(d, n).sqrt());
-                let rounding = f64::from(f32::EPSILON / 2.0) * (n / row.len() as f64).sqrt();
-                effect.worst_element = effect.worst_element.max(quotient(worst, rounding));
             }
         }
         effect.relative_l2 = quotient(difference, norm).sqrt();

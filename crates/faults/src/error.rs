@@ -49,10 +49,17 @@ pub enum Error {
     #[error("cases of the trained model need its file; give it to the bench")]
     NoTrainedModel,
     /// A name that no fault has.
-    #[error("no fault is called `{name}`; `faultbench --list` names them")]
+    #[error(
+        "no kind or family of faults is called `{name}`; the families are {}, runs without a fault are `{}`, and \
+         `faultbench --list` lists the kinds",
+        families.join(", "),
+        crate::CONTROL
+    )]
     UnknownFault {
         /// The name.
         name: String,
+        /// The families that there are.
+        families: Vec<String>,
     },
 }
 

@@ -25,7 +25,8 @@ pub struct Fault {
     pub about: &'static str,
     /// Where it can be planted: the first stage that it makes wrong.
     pub stages: &'static [Stage],
-    /// What a judge with a list of hypotheses may call it; empty if no closed form is expected of one.
+    /// What a judge with a list of hypotheses may call it; empty if no closed form is expected of one. Each name is a true
+    /// statement about the value that the fault makes.
     pub diagnoses: &'static [&'static str],
     pub(crate) plant: Plant,
     /// Stages beside that one which it makes wrong by itself, not by what they are given.
@@ -35,6 +36,8 @@ pub struct Fault {
     pub(crate) graded: bool,
     pub(crate) blames: Blames,
     pub(crate) fits: fn(&Target<'_>) -> bool,
+    /// Where it has the closed form that its diagnoses are names of.
+    pub(crate) is_closed: fn(&Target<'_>, Severity) -> bool,
 }
 
 /// What a fault is a fault of.
@@ -284,12 +287,19 @@ impl Fault {
             graded: false,
             blames: Blames::Site,
             fits: |_| true,
+            is_closed: |_, _| true,
         }
     }
 
     /// With diagnoses of which one can be expected.
     pub(crate) const fn diagnosed(mut self, diagnoses: &'static [&'static str]) -> Self {
         self.diagnoses = diagnoses;
+        self
+    }
+
+    /// With a diagnosis to be expected only there.
+    pub(crate) const fn closed(mut self, is_closed: fn(&Target<'_>, Severity) -> bool) -> Self {
+        self.is_closed = is_closed;
         self
     }
 
@@ -334,6 +344,11 @@ impl Fault {
             && self.stages.contains(&target.site.stage)
             && has_site(target.config, target.site)
             && (self.fits)(target)
+    }
+
+    /// What a judge may call it at `target`, if anything; empty if no closed form is to be expected of one.
+    pub fn expected(&self, target: &Target<'_>, severity: Severity) -> &'static [&'static str] {
+        if (self.is_closed)(target, severity) { self.diagnoses } else { &[] }
     }
 
     /// Whether it makes sense to plant it in one layer or another.

@@ -21,6 +21,7 @@ mod recording;
 mod rng;
 mod score;
 
+use bench::CONTROL;
 pub use bench::{Bench, BenchOptions};
 pub use case::{Case, Engine, Planted, Planting, Rig};
 pub use effect::Effect;

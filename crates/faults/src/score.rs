@@ -26,8 +26,8 @@ pub struct Verdict {
     /// The stages that are wrong by themselves, in the order of computation.
     #[serde(serialize_with = "sites")]
     pub sites: Vec<Site>,
-    /// What the first of them computes instead.
-    pub diagnosis: Option<String>,
+    /// What the first of them may compute instead: mistakes that all explain it, and that its values cannot tell apart.
+    pub diagnoses: Vec<String>,
     /// What could not be judged, and why.
     pub unmeasured: Option<String>,
 }
@@ -79,12 +79,15 @@ impl Finding {
 }
 
 /// How a diagnosis compares with what was planted.
+///
+/// A judge who states several mistakes says that the values fit all of them. That is right if one of them is the one that
+/// was planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Diagnosis {
-    /// The one that was expected.
+    /// The one that was expected is among those given.
     Right,
-    /// Another one than was expected.
+    /// Only others than were expected.
     Wrong,
     /// One was expected and none was given.
     Missing,
@@ -120,10 +123,22 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
+impl Diagnosis {
+    fn of(expected: &[&str], given: &[String]) -> Self {
+        match (expected, given) {
+            ([], []) => Self::None,
+            ([], _) => Self::Unasked,
+            (_, []) => Self::Missing,
+            _ if given.iter().any(|given| expected.contains(&given.as_str())) => Self::Right,
+            _ => Self::Wrong,
+        }
+    }
+}
+
 impl Outcome {
     pub(crate) fn new(
         case: Case,
-        expectation: Expectation,
+        (expectation, expected): (Expectation, &[&str]),
         effect: Option<Effect>,
         verdict: Verdict,
         classic: Option<[Option<Site>; 2]>,
@@ -131,14 +146,7 @@ impl Outcome {
     ) -> Self {
         let fault = case.planting.map(|planting| planting.fault);
         let finding = Finding::of(&expectation, effect.as_ref(), &verdict);
-        let expected = fault.map_or(&[][..], |fault| fault.diagnoses);
-        let diagnosis = match (expected, verdict.diagnosis.as_deref()) {
-            ([], None) => Diagnosis::None,
-            ([], Some(_)) => Diagnosis::Unasked,
-            (_, None) => Diagnosis::Missing,
-            (expected, Some(given)) if expected.contains(&given) => Diagnosis::Right,
-            _ => Diagnosis::Wrong,
-        };
+        let diagnosis = Diagnosis::of(expected, &verdict.diagnoses);
         let [std_ratio, cosine] = [0, 1].map(|method| {
             let site = classic?[method];
             let verdict = Verdict { sites: site.into_iter().collect(), ..Verdict::default() };
@@ -252,7 +260,22 @@ mod tests {
 
     fn verdict(sites: &[Site], unmeasured: bool) -> Verdict {
         let unmeasured = unmeasured.then(|| "the last rows".to_owned());
-        Verdict { sites: sites.to_vec(), diagnosis: None, unmeasured }
+        Verdict { sites: sites.to_vec(), diagnoses: Vec::new(), unmeasured }
+    }
+
+    #[test]
+    fn a_diagnosis_is_right_if_the_truth_is_among_what_the_values_cannot_tell_apart() {
+        let given = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        for (expected, names, diagnosis) in [
+            (&["rope-theta"][..], &["rope-theta"][..], Diagnosis::Right),
+            (&["rope-theta"], &["rope-missing", "rope-theta"], Diagnosis::Right),
+            (&["rope-theta"], &["rope-missing"], Diagnosis::Wrong),
+            (&["rope-theta"], &[], Diagnosis::Missing),
+            (&[], &["rope-theta"], Diagnosis::Unasked),
+            (&[], &[], Diagnosis::None),
+        ] {
+            assert_eq!(Diagnosis::of(expected, &given(names)), diagnosis, "{expected:?} {names:?}");
+        }
     }
 
     #[test]

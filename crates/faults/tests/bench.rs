@@ -200,8 +200,8 @@ fn nan_detector(capture: &Path, _: &Checkpoint) -> Verdict {
             .any(|t| t.to_f32().iter().any(|x| x.is_nan()))
     };
     let first = capture.sites().into_iter().find(holds_nan);
-    let diagnosis = first.map(|_| "nan-origin".to_owned());
-    Verdict { sites: first.into_iter().collect(), diagnosis, unmeasured: None }
+    let diagnoses = first.iter().map(|_| "nan-origin".to_owned()).collect();
+    Verdict { sites: first.into_iter().collect(), diagnoses, unmeasured: None }
 }
 
 #[test]

@@ -66,9 +66,12 @@ pub fn text(score: &Score) -> String {
     out += &section("not localised", &of(&[LayerOnly, WrongPlace, Missed]));
     out += &section("false alarms", &of(&[FalseAlarm]));
     out += &section("too small to see", &of(&[TooSmall]));
-    let wrong: Vec<String> =
-        score.outcomes.iter().filter(|o| o.diagnosis == Diagnosis::Wrong).map(diagnosis).collect();
-    out += &section("wrong diagnoses", &wrong);
+    let diagnosed = |as_what: Diagnosis| -> Vec<String> {
+        let localised = score.outcomes.iter().filter(|o| o.finding == Finding::Localised);
+        localised.filter(|o| o.diagnosis == as_what).map(diagnosis).collect()
+    };
+    out += &section("wrong diagnoses", &diagnosed(Diagnosis::Wrong));
+    out += &section("no diagnosis, where one was to be expected", &diagnosed(Diagnosis::Missing));
     let _ = writeln!(
         out,
         "\n{}, {:.2} seconds each for the audit",
@@ -93,8 +96,10 @@ fn line(outcome: &Outcome) -> String {
 }
 
 fn diagnosis(outcome: &Outcome) -> String {
-    let said = outcome.verdict.diagnosis.as_deref().unwrap_or("nothing");
-    format!("{}: {said}", outcome.case)
+    match &outcome.verdict.diagnoses[..] {
+        [] => outcome.case.to_string(),
+        said => format!("{}: {}", outcome.case, said.join(" or ")),
+    }
 }
 
 /// The kinds of faults there are.

@@ -146,6 +146,8 @@ pub(crate) struct Case<'a> {
     /// Which of the rows are judged.
     judged: Vec<bool>,
     is_all: bool,
+    /// The first position whose row is wrong, whether or not it is among the rows of this case.
+    pub(crate) first_wrong: Option<usize>,
     /// The columns of the stage that are looked at; `None` for all.
     pub(crate) columns: Option<Range<usize>>,
     /// What was captured.
@@ -231,6 +233,7 @@ impl<'a> Case<'a> {
             rows,
             judged,
             is_all: is_all_rows && columns.is_none(),
+            first_wrong: stage.rows.iter().find(|row| row.beyond).map(|row| row.position),
             columns,
             captured,
             expected: nothing,

@@ -25,9 +25,11 @@ fn judged(path: &Path, model: &Checkpoint) -> apr_audit::Result<Verdict> {
     let capture = Capture::open(path)?;
     let audit = audit(&capture, model, &Options::default(), &mut |_| {})?;
     let first = diagnose(&capture, model, &audit, 1)?.into_iter().next();
+    let stated =
+        first.into_iter().flat_map(|first| first.finding.into_iter().chain(first.also_fits));
     Ok(Verdict {
         sites: audit.faults().map(|stage| stage.site).collect(),
-        diagnosis: first.and_then(|first| Some(first.finding?.hypothesis.to_owned())),
+        diagnoses: stated.map(|explained| explained.hypothesis.to_owned()).collect(),
         unmeasured: unmeasured(&audit),
     })
 }

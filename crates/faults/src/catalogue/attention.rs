@@ -26,7 +26,7 @@ pub(super) const FAULTS: &[Fault] = &[
     attention("mask-sees-next", SCORES, sees_next, "Each token sees the one after it.").diagnosed(&["mask-off-by-one"]),
     attention("mask-misses-itself", SCORES, misses_itself, "A token does not see itself.").diagnosed(&["mask-off-by-one"]),
     attention("mask-missing", SCORES, no_mask, "Every token sees the whole step.").diagnosed(&["mask-missing"]),
-    attention("mask-after-chunk", SCORES, after_chunk, "After the first step the mask counts from the step's own beginning."),
+    attention("mask-after-chunk", SCORES, after_chunk, "After the first step the mask counts from the step's own beginning.").diagnosed(&["mask-without-offset"]),
     attention("mask-window", SCORES, window, "Tokens see only the last 16, or the last 4.").graded().diagnosed(&["mask-window"]),
     attention("mask-first-token", SCORES, forgets_first, "The first token is forgotten.").diagnosed(&["first-key-missing"]),
     attention("scale-missing", SCORES, scale_missing, "Scores are not scaled.").diagnosed(&["scores-unscaled"]),
@@ -39,7 +39,7 @@ pub(super) const FAULTS: &[Fault] = &[
     attention("value-row-stale", OUT, value_stale, "The same of values.").graded().diagnosed(&["stale-kv-row", "kv-rows-shifted"]),
     attention("values-rolled", OUT, values_rolled, "Each position's value is that of its neighbour.").diagnosed(&["kv-rows-shifted"]),
     attention("keys-rolled", SCORES, keys_rolled, "Each position's key is that of its neighbour.").diagnosed(&["kv-rows-shifted"]),
-    attention("key-never-written", SCORES, key_zero, "The cache's row of a position was never written.").graded(),
+    attention("key-never-written", SCORES, key_zero, "The cache's row of a position was never written.").graded().diagnosed(&["stale-kv-row", "all-zeros"]),
     attention("key-overflows", SCORES, key_overflows, "The largest channel of a key overflows f16 in the cache.").diagnosed(&["f16-overflow", "nan-origin"]),
     attention("cache-bf16", SCORES, cache_bf16, "Keys and values are cached in bf16, though the engine says otherwise.").also(OUT),
     attention("cache-8-bit", SCORES, cache_8_bit, "Keys and values are cached in 8 bits, though the engine says otherwise.").also(OUT),
@@ -48,8 +48,8 @@ pub(super) const FAULTS: &[Fault] = &[
     attention("softmax-base-2", SOFTMAX, base_2, "Softmax takes powers of 2 without scaling the scores for that.").diagnosed(&["softmax-temperature"]),
     attention("softmax-f16", SOFTMAX, softmax_f16, "Softmax is kept in half precision."),
     attention("heads-interleaved", OUT, interleaved, "Heads are written channel by channel instead of one after the other.").diagnosed(&["heads-not-transposed"]),
-    attention("head-left-zero", OUT, head_zero, "The last head is never written."),
-    attention("heads-exchanged", OUT, heads_exchanged, "The first two heads are written in each other's place."),
+    attention("head-left-zero", OUT, head_zero, "The last head is never written.").diagnosed(&["all-zeros"]),
+    attention("heads-exchanged", OUT, heads_exchanged, "The first two heads are written in each other's place.").diagnosed(&["channels-exchanged"]),
 ];
 
 fn sees_next(op: &Attention<'_>) -> Result<Attended> {

@@ -83,7 +83,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "All values of this layer and the next are exchanged.",
     )
     .reaching(Reach::NextLayer)
-    .diagnosed(&["value-of-other-layer", "norm-weight-of-another"]),
+    .diagnosed(&["value-of-other-layer"]),
     capture(
         "captured-stages-exchanged",
         &[Stage::FfnGate],
@@ -105,7 +105,8 @@ pub(super) const FAULTS: &[Fault] = &[
         before_op,
         "An op in place was captured before it ran.",
     )
-    .diagnosed(&["equals-another-stage"]),
+    // Of the value alone: what an op that is left out makes.
+    .diagnosed(&["equals-another-stage", "rope-missing", "block-missing"]),
     capture(
         "captured-post-norm",
         &[Stage::PostFfnResidual],
@@ -118,14 +119,15 @@ pub(super) const FAULTS: &[Fault] = &[
     capture("captured-rows-shifted", LABELLED, rows_shifted, "Rows are those of the token before.")
         .diagnosed(&["rows-of-another-token"]),
     capture("captured-one-row-repeated", LABELLED, row_repeated, "Every row is the last one.")
-        .diagnosed(&["last-row-only-repeated"]),
+        .diagnosed(&["last-row-only-repeated", "rows-of-another-token"]),
     capture(
         "captured-steps-exchanged",
         LABELLED,
         steps_exchanged,
         "The stage's values of the two decode steps are exchanged.",
     )
-    .only(|target| target.site.stage != Stage::AttnSoftmax),
+    .only(|target| target.site.stage != Stage::AttnSoftmax)
+    .diagnosed(&["rows-of-another-token"]),
     capture(
         "captured-column-major",
         LABELLED,

@@ -56,7 +56,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "The frequencies are divided by two, which the model does not ask for.",
     )
     .diagnosed(&["rope-frequencies-scaled"]),
-    rope("rope-partial", partial, "Only the first half of the channels is rotated.")
+    rope("rope-partial", partial, "Only the faster half of the pairs is rotated.")
         .diagnosed(&["partial-rotary"]),
     rope("rope-backwards", backwards, "The rotation goes the other way.")
         .diagnosed(&["rope-inverse"]),

@@ -73,7 +73,8 @@ pub(super) const FAULTS: &[Fault] = &[
     .diagnosed(&["tail-block-dropped"]),
     linear("head-dropped", head_dropped, "The first 32 inputs of each dot product are left out.")
         .diagnosed(&["input-block-dropped"]),
-    linear("tile-edge", tile_edge, "The last 16 outputs are computed from half of the inputs."),
+    linear("tile-edge", tile_edge, "The last 16 outputs are computed from half of the inputs.")
+        .diagnosed(&["weight-block-zeroed"]),
     linear(
         "block-zeroed",
         block_zeroed,
@@ -140,7 +141,8 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .only(|target| target.weights.contains(&DType::F32) || !target.engine.rounds_activations()),
     linear("strip-left-zero", strip_zero, "One thread's share of the outputs is never written.")
-        .graded(),
+        .graded()
+        .diagnosed(&["all-zeros"]),
     linear(
         "accumulator-stale",
         accumulator_stale,
@@ -154,20 +156,23 @@ pub(super) const FAULTS: &[Fault] = &[
     value("row-of-before", row_of_before, "A row is that of the token before.")
         .graded()
         .diagnosed(&["rows-of-another-token"]),
-    value("row-twice", row_twice, "A row is accumulated twice: it is doubled."),
+    value("row-twice", row_twice, "A row is accumulated twice: it is doubled.")
+        .diagnosed(&["constant-factor"]),
     value(
         "row-race",
         row_race,
         "In one step, some channels of one row are what they were half-way.",
     )
-    .graded(),
+    .graded()
+    .diagnosed(&["constant-factor"]),
     value(
         "sign-flipped",
         sign_flipped,
         "The sign bit is lost: of one channel, or of every fourth.",
     )
     .graded(),
-    value("channel-stuck", channel_stuck, "One channel has the value of its neighbour."),
+    value("channel-stuck", channel_stuck, "One channel has the value of its neighbour.")
+        .diagnosed(&["channels-exchanged"]),
     value("nan", nan, "One element is NaN.").graded().diagnosed(&["nan-origin"]),
     value("infinity", infinity, "One element overflows.")
         .graded()

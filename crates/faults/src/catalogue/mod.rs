@@ -7,7 +7,9 @@ mod config;
 mod kernel;
 mod weights;
 
-use crate::{Error, Fault, Result};
+use std::collections::BTreeSet;
+
+use crate::{Error, Family, Fault, Result};
 
 /// All kinds.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
@@ -23,8 +25,14 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
     .flatten()
 }
 
+/// The families of all kinds.
+pub fn families() -> BTreeSet<Family> {
+    all().map(|fault| fault.family).collect()
+}
+
 /// The kind called `name`.
 pub fn find(name: &str) -> Result<&'static Fault> {
     let found = all().find(|fault| fault.name == name);
-    found.ok_or_else(|| Error::UnknownFault { name: name.to_owned() })
+    let families = || families().iter().map(Family::to_string).collect();
+    found.ok_or_else(|| Error::UnknownFault { name: name.to_owned(), families: families() })
 }

@@ -8,7 +8,7 @@ use apr_tensor::{DType, Stored};
 use half::{bf16, f16};
 
 use crate::{
-    Fault, Result, Severity,
+    Fault, Result, Severity, Target,
     fault::{Family, FilePlace, Plant, Reach, is_llama, roles},
     models::f32_tensor,
 };
@@ -62,7 +62,8 @@ pub(super) const FAULTS: &[Fault] = &[
         k_v_swapped,
         "Key and value projection are exchanged.",
     )
-    .diagnosed(&["kv-swapped"]),
+    // Where the file has rows of keys in another order than those of values, the swap is one of single channels.
+    .diagnosed(&["kv-swapped", "channels-exchanged"]),
     file("tensor-of-other-layer", MATRIX, of_other_layer, "The matrix is another layer's.")
         .diagnosed(&["other-layer-weights"]),
     file(
@@ -124,18 +125,20 @@ pub(super) const FAULTS: &[Fault] = &[
     .diagnosed(&["norm-weight-plus-one"]),
     file("norm-weight-ones", NORMS, norm_ones, "The norm weight was not found and is ones.")
         .diagnosed(&["norm-weight-missing"]),
-    file("matrix-scaled", MATRIX, scaled, "The matrix is off by a factor: 0.99, or 0.5.")
+    file("matrix-scaled", MATRIX, scaled, "The matrix is off by a factor: 0.99, or 2.")
         .graded()
-        .diagnosed(&["weight-scaled", "constant-factor"]),
+        .diagnosed(&["weight-scaled", "constant-factor"])
+        .closed(is_scaled_exactly),
     file("matrix-zero", MATRIX, zeroed, "The matrix was never read: it is zero.")
-        .diagnosed(&["all-zeros", "weight-scaled"]),
+        .diagnosed(&["all-zeros"]),
     file(
         "matrix-cut-off",
         MATRIX,
         cut_off,
         "The last rows of the matrix were never read: they are zero.",
     )
-    .graded(),
+    .graded()
+    .diagnosed(&["all-zeros"]),
     file(
         "matrix-transposed",
         &[Stage::QkvMatmul, Stage::AttnOut],
@@ -143,7 +146,9 @@ pub(super) const FAULTS: &[Fault] = &[
         "A square matrix is stored transposed.",
     )
     .only(|target| target.weights.contains(&DType::F32))
-    .diagnosed(&["weight-transposed"]),
+    .diagnosed(&["weight-transposed"])
+    // Llama's query rows are brought into another order after that.
+    .closed(|target, _| !(is_llama(target) && target.site.stage == Stage::QkvMatmul)),
     file(
         "matrix-bytes-shifted",
         MATRIX,
@@ -171,7 +176,8 @@ pub(super) const FAULTS: &[Fault] = &[
         &[Stage::QkvMatmul],
         heads_reordered,
         "The query heads are in another order.",
-    ),
+    )
+    .diagnosed(&["channels-exchanged"]),
     file(
         "embedding-row-shifted",
         &[Stage::Embedding],
@@ -184,11 +190,12 @@ pub(super) const FAULTS: &[Fault] = &[
         "embedding-scaled",
         &[Stage::Embedding],
         scaled,
-        "The embedding is off by a factor: 0.99, or 0.5.",
+        "The embedding is off by a factor: 0.99, or 2.",
     )
     .graded()
     .also(&[Stage::LmHead])
-    .diagnosed(&["constant-factor"]),
+    .diagnosed(&["constant-factor"])
+    .closed(is_scaled_exactly),
     file(
         "head-row-shifted",
         &[Stage::LmHead],
@@ -336,10 +343,15 @@ fn scale(stored: &mut Stored, factor: f32) -> Result<()> {
     Ok(())
 }
 
+/// Whether one factor says it all: scales of blocks are rounded once more, each by itself, unless they are doubled.
+fn is_scaled_exactly(target: &Target<'_>, severity: Severity) -> bool {
+    severity == Severity::Gross || target.weights.iter().all(|&dtype| dtype == DType::F32)
+}
+
 fn scaled(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
     let factor = match place.severity {
         Severity::Subtle => 0.99,
-        Severity::Gross => 0.5,
+        Severity::Gross => 2.0,
     };
     scale(place.tensor(draft, place.role())?, factor)
 }

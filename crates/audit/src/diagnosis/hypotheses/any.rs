@@ -1,6 +1,6 @@
 //! What the value of any stage may look like, whatever made it so.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use apr_model::{Config, Site, Stage, Stage::*};
 use apr_reference::Tensor as Plain;
@@ -47,8 +47,8 @@ pub(super) const TABLE: &[Hypothesis] = &[
     general("last-row-only-repeated", ANY, last_row),
     general("rows-of-another-token", ANY, other_rows),
     general("stale-accumulator", ANY, stale_accumulator),
-    general("equals-another-stage", ANY, |s| same_as(s, false)),
-    general("value-of-other-layer", ANY, |s| same_as(s, true)),
+    general("equals-another-stage", ANY, same_as),
+    general("value-of-other-layer", ANY, of_other_layer),
     general("clipped", ANY, clipped),
     general("channels-exchanged", ANY, exchanged),
     general("constant-factor", ANY, constant_factor),
@@ -82,6 +82,14 @@ pub(super) fn factor(
 
 /// A factor in words: which constant of the model it is, if it is one.
 pub(super) fn constant(factor: f64, config: &Config) -> String {
+    match known(factor, config) {
+        Some((x, form)) => format!("{x:.6} = {form}"),
+        None => format!("{:.6}", super::rounded(factor, 1e-6)),
+    }
+}
+
+/// The constant of the model that is nearly `factor`, and what it is.
+pub(super) fn known(factor: f64, config: &Config) -> Option<(f64, String)> {
     let known: [(&str, f64); 12] = [
         ("2", 2.0),
         ("1/2", 0.5),
@@ -100,18 +108,15 @@ pub(super) fn constant(factor: f64, config: &Config) -> String {
         ("1", 1.0),
     ];
     let is = |x: f64| (factor - x).abs() <= 1e-5 * x.abs();
-    for (name, x) in known {
-        let forms = [
+    let forms = known.into_iter().flat_map(|(name, x)| {
+        [
             (x, name.to_owned()),
             (1.0 / x, format!("1/{name}")),
             (x.sqrt(), format!("sqrt({name})")),
             (1.0 / x.sqrt(), format!("1/sqrt({name})")),
-        ];
-        if let Some((x, form)) = forms.into_iter().find(|(x, _)| is(*x)) {
-            return format!("{x:.6} = {form}");
-        }
-    }
-    format!("{:.6}", super::rounded(factor, 1e-6))
+        ]
+    });
+    forms.into_iter().find(|(x, _)| is(*x))
 }
 
 fn own<'c>(suspect: &Suspect<'c>) -> Option<&'c Plain<f64>> {
@@ -187,27 +192,36 @@ fn zeros(suspect: &Suspect<'_>) -> Answer {
     Ok(Some(Guess::new(value, sentence)))
 }
 
+/// The last row in the place of all, or the last of each step in the place of all of the step's.
 fn last_row(suspect: &Suspect<'_>) -> Answer {
     let Some(last) = suspect.case.judged().last().filter(|_| suspect.case.record.rows.len() > 1)
     else {
         return Ok(None);
     };
-    Ok(Some(Guess::new(suspect.rows_from(|_| last), "every row is the last row")))
+    let rows = &suspect.case.rows;
+    let step_of = |row: usize| suspect.case.evidence.step_of(rows[row]);
+    let last_of_step = |row: usize| {
+        (row..rows.len()).take_while(|&later| step_of(later) == step_of(row)).last().unwrap_or(row)
+    };
+    suspect.best([
+        Ok(Guess::new(suspect.rows_from(|_| last), "every row is the last row")),
+        Ok(Guess::new(suspect.rows_from(last_of_step), "every row is the last row of its step")),
+    ])
 }
 
 /// Each row is the one that it is nearest to.
 fn other_rows(suspect: &Suspect<'_>) -> Answer {
     let Some(captured) = own(suspect) else { return Ok(None) };
-    if suspect.case.by_key() {
-        return Ok(None);
-    }
-    let width = suspect.row_width();
     let expected = &suspect.expected.emulated.data;
     let judged: Vec<usize> = suspect.case.judged().collect();
     let rows = suspect.case.rows.len();
     let distance = |row: usize, from: usize| -> f64 {
-        let pair = captured.data[row * width..][..width].iter().zip(&expected[from * width..]);
-        pair.map(|(c, e)| (c - e).powi(2)).sum()
+        let pieces = suspect.case.pieces(row).zip(suspect.case.pieces(from));
+        let one = |((_, to), (_, from)): ((_, Range<usize>), (_, Range<usize>))| -> f64 {
+            let pair = captured.data[to].iter().zip(&expected[from.start..]);
+            pair.map(|(c, e)| (c - e).powi(2)).sum()
+        };
+        pieces.map(one).sum()
     };
     let mut source: Vec<usize> = (0..rows).collect();
     for &row in &judged {
@@ -265,8 +279,58 @@ fn stale_accumulator(suspect: &Suspect<'_>) -> Answer {
     suspect.best([with(expected, "the row"), with(&captured.data, "the sum of the rows")])
 }
 
-/// The captured value of another stage, or of this stage of another layer.
-fn same_as(suspect: &Suspect<'_>, other_layer: bool) -> Answer {
+/// The captured value of this stage in another layer; or what it computes there, if what it computes here was captured
+/// there: from what was captured of that layer, or, if all of the two is exchanged, from what was captured of this one.
+fn of_other_layer(suspect: &Suspect<'_>) -> Answer {
+    let (Some(own), Some(captured)) = (suspect.site.layer, own(suspect)) else { return Ok(None) };
+    let (case, evidence) = (suspect.case, suspect.case.evidence);
+    let slack = slack_of(&suspect.expected);
+    let mut guesses = Vec::new();
+    for other in (0..suspect.config().num_hidden_layers as u32).filter(|&other| other != own) {
+        let site = Site { layer: Some(other), ..suspect.site };
+        if !evidence.holds(site) {
+            continue;
+        }
+        let there = evidence.captured(site, &case.rows, case.columns.as_ref())?;
+        let guess = |value: Triple, sentence: String| {
+            Guess::new(value, sentence).with("layer", f64::from(other))
+        };
+        let sentence = format!("the value is that of {site}");
+        if resembles(&there.data, &captured.data) {
+            let copy = Plain { shape: captured.shape.clone(), data: there.data };
+            guesses.push(Ok(guess(Triple::alternative(copy, slack.to_vec()), sentence)));
+            continue;
+        }
+        if !resembles(&there.data, &suspect.expected.emulated.data) {
+            continue;
+        }
+        let renamed = |site: Site| match site.layer {
+            Some(layer) if layer == own => Site { layer: Some(other), ..site },
+            Some(layer) if layer == other => Site { layer: Some(own), ..site },
+            _ => site,
+        };
+        let inputs = crate::inputs(site, suspect.config());
+        if inputs.iter().all(|&input| evidence.holds(input)) {
+            let value = case.op(site, &|input| case.value(input))?;
+            guesses.push(Ok(guess(value, sentence)));
+        }
+        if inputs.iter().all(|&input| evidence.holds(renamed(input))) {
+            let value = case.op(site, &|input| case.value(renamed(input)))?;
+            let sentence = format!("layers {own} and {other} are captured under each other's name");
+            guesses.push(Ok(guess(value, sentence)));
+        }
+    }
+    suspect.best(guesses)
+}
+
+/// Whether `copy` may be `x`, rounded to 8 bits at worst: most of other values are further off, however small they are.
+fn resembles(copy: &[f64], x: &[f64]) -> bool {
+    let unlike = |(a, b): &(&f64, &f64)| (*a - *b).abs() > b.abs() / 64.0;
+    copy.len() == x.len() && copy.iter().zip(x).filter(unlike).count() <= x.len() / 2
+}
+
+/// The captured value of another stage.
+fn same_as(suspect: &Suspect<'_>) -> Answer {
     let Some(captured) = own(suspect) else { return Ok(None) };
     let evidence = suspect.case.evidence;
     let plan = evidence.model.plan();
@@ -277,12 +341,8 @@ fn same_as(suspect: &Suspect<'_>, other_layer: bool) -> Answer {
         .filter(|&site| {
             let dims = apr_capture::Dims::from(suspect.config());
             let elements = |site: Site| dims.shape(site.stage, 1, 1).iter().product::<usize>();
-            let is_other = match other_layer {
-                true => site.stage == suspect.site.stage,
-                false => site.stage != suspect.site.stage && site.layer == suspect.site.layer,
-            };
-            site != suspect.site
-                && is_other
+            site.stage != suspect.site.stage
+                && site.layer.is_none_or(|layer| Some(layer) == suspect.site.layer)
                 && site.stage.axes().row_axis() == suspect.site.stage.axes().row_axis()
                 && elements(site) == elements(suspect.site)
                 && evidence.holds(site)
@@ -292,11 +352,7 @@ fn same_as(suspect: &Suspect<'_>, other_layer: bool) -> Answer {
     let mut guesses = Vec::new();
     for site in candidates {
         let other = evidence.captured(site, &suspect.case.rows, suspect.case.columns.as_ref())?;
-        // Nearly all values are unlike at first sight.
-        let unlike = |i: usize| (other.data[i] - captured.data[i]).abs() > captured.data[i].abs();
-        if other.data.len() != captured.data.len()
-            || (0..captured.data.len()).filter(|&i| unlike(i)).count() > captured.data.len() / 2
-        {
+        if !resembles(&other.data, &captured.data) {
             continue;
         }
         let value = Plain { shape: captured.shape.clone(), data: other.data };
@@ -306,13 +362,17 @@ fn same_as(suspect: &Suspect<'_>, other_layer: bool) -> Answer {
     suspect.best(guesses)
 }
 
-/// Nothing is beyond a limit, which some values are at.
+/// Nothing is beyond a limit, which some values are at; or not beyond one of each step.
 fn clipped(suspect: &Suspect<'_>) -> Answer {
     let Some(captured) = own(suspect) else { return Ok(None) };
     let most = captured.data.iter().fold(f64::NEG_INFINITY, |most, &x| most.max(x));
     let least = captured.data.iter().fold(f64::INFINITY, |least, &x| least.min(x));
     let limit = most.max(-least);
     if !limit.is_finite() || limit <= 0.0 {
+        return Ok(None);
+    }
+    // What cannot be told from nothing is not clipped.
+    if suspect.excess(&suspect.elementwise(|_, _| (0.0, 1.0)))? <= 1.0 {
         return Ok(None);
     }
     let within = |low: f64, high: f64, words: String| {
@@ -326,6 +386,20 @@ fn clipped(suspect: &Suspect<'_>) -> Answer {
         format!("values are clipped at {most} from above"),
     ));
     guesses.push(within(least, f64::INFINITY, format!("values are clipped at {least} from below")));
+    let evidence = suspect.case.evidence;
+    let step_of = |i: usize| evidence.step_of(suspect.case.rows[suspect.row_of(i)]);
+    let mut limits = vec![0.0f64; evidence.steps().count()];
+    for i in judged_elements(suspect) {
+        let limit = &mut limits[step_of(i)];
+        *limit = limit.max(captured.data[i].abs());
+    }
+    let value = suspect.elementwise(|i, x| {
+        let limit = limits[step_of(i)];
+        (x.clamp(-limit, limit), 1.0)
+    });
+    let shown: Vec<String> = limits.iter().take(4).map(|limit| format!("{limit}")).collect();
+    let sentence = format!("values are clipped at a limit of each step: {}", shown.join(", "));
+    guesses.push(Ok(Guess::new(value, sentence)));
     suspect.best(guesses)
 }
 

@@ -34,6 +34,10 @@ pub(super) const TABLE: &[Hypothesis] = &[
             (s.start_of_step(row)..=row).collect()
         })
     }),
+    named("mask-without-offset", ALL, |s| {
+        let sentence = "the mask counts rows from the beginning of their step, not of the sequence";
+        masked(s, sentence, |s, row| (0..=row - s.start_of_step(row)).collect())
+    }),
     named("first-key-missing", ALL, |s| {
         masked(s, "the first position is not seen", |_, row| (row.min(1)..=row).collect())
     }),
@@ -125,8 +129,8 @@ impl Given {
         })
     }
 
-    /// What row `row` computes if it sees `keys`.
-    fn of_row(&self, row: usize, keys: &[usize]) -> Self {
+    /// What row `row` computes if it sees `keys`, and finds the rows `cached` in their places.
+    fn of_row(&self, row: usize, keys: &[usize], cached: &[usize]) -> Self {
         let columns = |given: &Triple| {
             picked(given, |shape| {
                 let (heads, n, width) = (shape[0], shape[1], shape[2]);
@@ -144,8 +148,8 @@ impl Given {
         };
         Self {
             q: rows(&self.q, &[row]),
-            k: rows(&self.k, keys),
-            v: rows(&self.v, keys),
+            k: rows(&self.k, cached),
+            v: rows(&self.v, cached),
             scores: self.scores.as_ref().map(columns),
             softmax: self.softmax.as_ref().map(columns),
         }
@@ -190,6 +194,19 @@ fn masked(
     sentence: &str,
     sees: impl Fn(&Suspect<'_>, usize) -> Vec<usize>,
 ) -> Answer {
+    seeing(suspect, sentence, |suspect, row| {
+        let keys = sees(suspect, row);
+        (keys.clone(), keys)
+    })
+}
+
+/// Each row sees the positions that `sees` gives for it, of which there must be one, and finds the second list of
+/// positions cached in their places.
+fn seeing(
+    suspect: &Suspect<'_>,
+    sentence: &str,
+    sees: impl Fn(&Suspect<'_>, usize) -> (Vec<usize>, Vec<usize>),
+) -> Answer {
     if !suspect.is_own() {
         return Ok(None);
     }
@@ -199,11 +216,11 @@ fn masked(
     let (n, keys) = (suspect.case.rows.len(), suspect.case.rows.len());
     let by_key = suspect.site.stage != Attention;
     for row in suspect.case.judged() {
-        let seen = sees(suspect, row);
-        if seen.iter().copied().eq(0..=row) {
+        let (seen, cached) = sees(suspect, row);
+        if seen == cached && seen.iter().copied().eq(0..=row) {
             continue;
         }
-        let one = given.of_row(row, &seen).run(suspect)?;
+        let one = given.of_row(row, &seen, &cached).run(suspect)?;
         let from = slack_of(&one);
         if !by_key {
             let width = one.emulated.data.len();
@@ -238,7 +255,7 @@ fn window(suspect: &Suspect<'_>) -> Answer {
     if !suspect.is_own() {
         return Ok(None);
     }
-    let Some(first) = first_wrong_row(suspect) else { return Ok(None) };
+    let Some(first) = suspect.case.first_wrong else { return Ok(None) };
     // The first row that is wrong is the first that is longer than the window.
     if first == 0 {
         return Ok(None);
@@ -248,12 +265,6 @@ fn window(suspect: &Suspect<'_>) -> Answer {
             ((row + 1).saturating_sub(first)..=row).collect()
         })?;
     Ok(guess.map(|guess| guess.with("window", first as f64)))
-}
-
-fn first_wrong_row(suspect: &Suspect<'_>) -> Option<usize> {
-    let bound = suspect.case.evidence.replayed.bound.of(1);
-    let rows = &suspect.case.record.rows;
-    rows.iter().find(|(_, _, sums)| sums.ratio() > bound).map(|&(_, position, _)| position)
 }
 
 fn scaled(suspect: &Suspect<'_>, by: f64, sentence: &str) -> Answer {
@@ -325,7 +336,8 @@ fn rows_from(x: &Triple, source: impl Fn(usize) -> Option<usize>) -> Triple {
 
 /// What the cache holds of a case's stage, in words.
 fn of_cache(suspect: &Suspect<'_>) -> &'static str {
-    let fused = !suspect.case.evidence.holds(suspect.of_layer(AttnSoftmax));
+    let held = |stage| suspect.case.evidence.holds(suspect.of_layer(stage));
+    let fused = !held(AttnSoftmax) && !held(AttnScores);
     match suspect.site.stage {
         AttnScores => "key",
         _ if fused => "key and value",
@@ -340,7 +352,7 @@ fn other_head(suspect: &Suspect<'_>) -> Answer {
     }
     let given = Given::of(suspect)?;
     let what = of_cache(suspect);
-    let only = first_wrong_row(suspect);
+    let only = suspect.case.first_wrong;
     let guesses = (1..heads).flat_map(|by| [(by, None), (by, only)]).map(|(by, only)| {
         let moved = |x: &Triple| {
             let all = heads_from(x, heads, |head| (head + by) % heads);
@@ -391,22 +403,34 @@ fn with_rows(
     given.run(suspect)
 }
 
+/// Each row of the cache is its neighbour: throughout, where what falls off one end is lost or comes back at the other, or
+/// from the first row on that is wrong.
 fn shifted_rows(suspect: &Suspect<'_>) -> Answer {
     if !suspect.is_own() {
         return Ok(None);
     }
     let (given, what) = (Given::of(suspect)?, of_cache(suspect));
     let n = suspect.case.rows.len();
-    let guesses = [(-1isize, true), (1, true), (-1, false), (1, false)].map(|(by, wraps)| {
-        let value = with_rows(suspect, &given, |row| match row.checked_add_signed(by) {
-            Some(row) if row < n => Some(row),
-            _ if wraps => Some((row as isize + by).rem_euclid(n as isize) as usize),
-            _ => None,
-        })?;
+    let first = suspect.case.first_wrong.unwrap_or(0);
+    let mut guesses = Vec::new();
+    for by in [-1isize, 1] {
         let sentence =
             format!("the {what} of each position is that of the position {by:+} from it");
-        Ok(Guess::new(value, sentence).with("positions", by as f64))
-    });
+        let rolled = seeing(suspect, &sentence, |s, row| {
+            let end = s.end_of_step(row) as isize;
+            let cached = (0..=row as isize).map(|row| (row + by).rem_euclid(end) as usize);
+            ((0..=row).collect(), cached.collect())
+        })?;
+        guesses.extend(rolled.map(Ok));
+        for first in if first > 0 { vec![0, first] } else { vec![0] } {
+            let value = with_rows(suspect, &given, |row| match row.checked_add_signed(by) {
+                _ if row < first => Some(row),
+                from => from.filter(|&from| from < n),
+            })?;
+            let from = if first > 0 { format!(", from {first} on") } else { String::new() };
+            guesses.push(Ok(Guess::new(value, sentence.clone() + &from)));
+        }
+    }
     suspect.best(guesses)
 }
 
@@ -415,7 +439,7 @@ fn stale_row(suspect: &Suspect<'_>) -> Answer {
     if !suspect.is_own() {
         return Ok(None);
     }
-    let Some(first) = first_wrong_row(suspect) else { return Ok(None) };
+    let Some(first) = suspect.case.first_wrong else { return Ok(None) };
     let (given, what) = (Given::of(suspect)?, of_cache(suspect));
     let n = suspect.case.rows.len();
     // Each try is a whole attention.
@@ -446,11 +470,14 @@ fn worst_key(suspect: &Suspect<'_>) -> Option<usize> {
     }
 }
 
-/// The heads' results one after the other, as they were computed, taken for rows.
+/// The heads' results one after the other, as they were computed, taken for rows; or the channels of a row one after the
+/// other, each of all heads.
 fn not_transposed(suspect: &Suspect<'_>) -> Answer {
     let config = suspect.config();
     let (heads, head_dim) = (config.num_attention_heads, config.head_dim);
     let width = heads * head_dim;
+    let by_channel =
+        suspect.columns_from(|column| Some(column % heads * head_dim + column / heads));
     let from = |i: usize| {
         let (row, column) = (i / width, i % width);
         let start = suspect.start_of_step(row);
@@ -462,7 +489,9 @@ fn not_transposed(suspect: &Suspect<'_>) -> Answer {
     let value = picked(&suspect.expected, |shape| {
         (shape.to_vec(), (0..suspect.expected.emulated.data.len()).map(from).collect())
     });
-    Ok(Some(Guess::new(value, "the heads' results are not transposed before they are joined")))
+    let sentence = "the heads' results are not transposed before they are joined";
+    let by_channel_sentence = "the heads' results are joined channel by channel, not head by head";
+    suspect.best([Ok(Guess::new(value, sentence)), Ok(Guess::new(by_channel, by_channel_sentence))])
 }
 
 /// Another function of the visible scores of each row and head, of which the largest is given too.
@@ -485,6 +514,8 @@ fn softmax(
             // The same roundings, of another result.
             let grows = if value[j] > 0.0 { (y / value[j]).abs() } else { 0.0 };
             let least = 16.0 * f64::from(f32::EPSILON) * y.abs();
+            // Below the normal numbers a relative error says nothing, and some engines have only zero there.
+            let least = least.max(f64::from(f32::MIN_POSITIVE));
             slack[j] = (f64::from(slack[j]) * grows).max(least) as f32;
             value[j] = y;
         }
@@ -492,21 +523,34 @@ fn softmax(
     Ok(Some(Guess::new(Triple::alternative(value, slack), sentence)))
 }
 
-/// Masked positions, whose scores are zeros, counted in; their own weights are shown, or zeros.
+/// Masked positions, whose scores are zeros, counted in; their own weights are shown, or zeros. Engines round the length
+/// of the cache up.
 fn over_padding(suspect: &Suspect<'_>) -> Answer {
-    let sentence = "masked positions are counted in the softmax with a score of zero";
-    let of = |shown: bool| {
-        softmax(suspect, sentence, move |row, scores, max| {
-            let masked = suspect.end_of_step(row) - scores.len();
+    let of = |shown: bool, multiple: usize| {
+        let sentence = match multiple {
+            1 => "masked positions are counted in the softmax with a score of zero".to_owned(),
+            n => format!(
+                "positions up to a multiple of {n} are counted in the softmax with a score of zero"
+            ),
+        };
+        softmax(suspect, &sentence, move |row, scores, max| {
+            let end = suspect.end_of_step(row);
+            let masked = end.next_multiple_of(multiple) - scores.len();
             let max = if masked > 0 { max.max(0.0) } else { max };
             let padding = (-max).exp();
             let sum = masked as f64 * padding + scores.iter().map(|s| (s - max).exp()).sum::<f64>();
             let weights = scores.iter().map(|s| (s - max).exp() / sum);
-            let of_masked = if shown { masked } else { 0 };
+            let of_masked = if shown { end - scores.len() } else { 0 };
             weights.chain(std::iter::repeat_n(padding / sum, of_masked)).collect()
         })
     };
-    suspect.best(of(false)?.into_iter().chain(of(true)?).map(Ok))
+    let mut guesses = Vec::new();
+    for multiple in [1, 8, 16, 32, 64, 128, 256] {
+        for shown in [false, true] {
+            guesses.extend(of(shown, multiple)?.map(Ok));
+        }
+    }
+    suspect.best(guesses)
 }
 
 fn temperature(suspect: &Suspect<'_>) -> Answer {
@@ -518,8 +562,10 @@ fn temperature(suspect: &Suspect<'_>) -> Answer {
         Ok::<_, crate::Error>(answer.expect("a softmax has a value").value)
     };
     let by = least(0.02f64.ln(), 50f64.ln(), 60, |log| suspect.misfit(&with(log.exp())?))?.exp();
-    let candidates = [rounded(by, 1e-4), by];
-    suspect.best(candidates.into_iter().map(|by| {
+    // Weights that are next to nothing say the number to more digits than the sum that was fitted.
+    let known = any::known(by, suspect.config()).map(|(known, _)| known);
+    let candidates = known.into_iter().chain([rounded(by, 1e-4), by]);
+    suspect.best(candidates.map(|by| {
         let constant = any::constant(by, suspect.config());
         let sentence = format!("the scores are multiplied by {constant} before the softmax");
         Ok(Guess::new(with(by)?, sentence).with("factor", by))

@@ -471,7 +471,7 @@ fn misaligned(suspect: &Suspect<'_>) -> Answer {
     }))
 }
 
-/// One factor for each projection.
+/// One factor for each projection; zeros are another mistake.
 fn scaled(suspect: &Suspect<'_>) -> Answer {
     let Some(captured) = suspect.captured() else { return Ok(None) };
     let width = suspect.row_width();
@@ -498,6 +498,12 @@ fn scaled(suspect: &Suspect<'_>) -> Answer {
             of_part(name, &format!("the weight is scaled by {constant}"))
         });
     let sentence = said.collect::<Vec<_>>().join("; ");
-    let factor = factors.iter().find(|(name, ..)| parts.split(" and ").any(|part| part == *name));
-    Ok(factor.map(|(_, _, factor)| Guess::new(value, sentence).with("factor", *factor)))
+    let chosen = factors.iter().filter(|(name, ..)| parts.split(" and ").any(|part| part == *name));
+    let factors: Vec<f64> = chosen.map(|(_, _, factor)| *factor).collect();
+    Ok(match factors[..] {
+        [first, ..] if !factors.contains(&0.0) => {
+            Some(Guess::new(value, sentence).with("factor", first))
+        }
+        _ => None,
+    })
 }

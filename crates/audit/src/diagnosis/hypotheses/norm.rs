@@ -7,6 +7,7 @@ use super::{Hypothesis, fitted, named, rounded};
 use crate::{
     Result,
     diagnosis::suspect::{Answer, Guess, Suspect},
+    inputs,
     twin::{Triple, slack},
 };
 
@@ -40,7 +41,8 @@ pub(super) const TABLE: &[Hypothesis] = &[
         normalised(s, |x| (mean_square(&x[..x.len() / 2]) + eps).sqrt(), sentence)
     }),
     named("norm-of-first-row", NORMS, of_first_row),
-    named("norm-eps-outside-root", NORMS, |s| {
+    // Of a norm that is hardly small enough for an epsilon to matter, this and another epsilon look the same.
+    fitted("norm-eps-outside-root", NORMS, |s| {
         let eps = s.config().rms_norm_eps;
         let sentence = "epsilon is added to the root of the mean square, not under it";
         normalised(s, |x| mean_square(x).sqrt() + eps, sentence)
@@ -138,16 +140,32 @@ fn over_whole_row(suspect: &Suspect<'_>) -> Answer {
     Ok(Some(Guess::new(value, "the mean square is taken over all heads of a row, not over each")))
 }
 
+/// The first row of each step in the place of all of the step's: of each head its own, or all of them.
 fn of_first_row(suspect: &Suspect<'_>) -> Answer {
-    // The first row of the sequence has to be among those looked at.
-    if suspect.case.rows[0] != 0 {
+    let (case, w, eps) = (suspect.case, suspect.vector(), suspect.config().rms_norm_eps);
+    let source = inputs(suspect.site, suspect.config())[0];
+    let starts: Vec<usize> = case.evidence.steps().map(|step| step.start).collect();
+    if !case.evidence.holds(source) {
         return Ok(None);
     }
-    let (x, w, eps) = (input(suspect)?, suspect.vector(), suspect.config().rms_norm_eps);
-    let groups = suspect.row_width() / w.len();
-    let of = |group: usize| &x.emulated.data[group % groups * w.len()..][..w.len()];
-    let value = divided(suspect, &x, w.len(), |_, group| (mean_square(of(group)) + eps).sqrt());
-    Ok(Some(Guess::new(value, "every row is divided by the root mean square of the first")))
+    let first = Triple::known(case.evidence.captured(source, &starts, None)?);
+    let first = match suspect.site.stage {
+        QNorm | KNorm => case.heads_of(suspect.site.stage, &first)?,
+        _ => first,
+    };
+    let (x, width) = (input(suspect)?, suspect.row_width());
+    let groups = width / w.len();
+    let of = |group: usize| {
+        let step = case.evidence.step_of(case.rows[group / groups]);
+        &first.emulated.data[step * width..][..width]
+    };
+    let by = |rms: &dyn Fn(usize) -> f64| divided(suspect, &x, w.len(), |_, group| rms(group));
+    let of_head = |group: usize| mean_square(&of(group)[group % groups * w.len()..][..w.len()]);
+    let sentence = "every row is divided by the root mean square of the first of its step";
+    suspect.best([
+        Ok(Guess::new(by(&|group| (of_head(group) + eps).sqrt()), sentence)),
+        Ok(Guess::new(by(&|group| (mean_square(of(group)) + eps).sqrt()), sentence)),
+    ])
 }
 
 /// Each group of values says by itself what epsilon must have been; those that it matters most for are asked.

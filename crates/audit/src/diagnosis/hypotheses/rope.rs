@@ -163,7 +163,7 @@ fn positions(suspect: &Suspect<'_>) -> Answer {
     Ok(Some(Guess::new(value, sentence).with("offset", off(first) as f64)))
 }
 
-/// Only some channels rotated, the angles being those of a head of that many, or of the whole head.
+/// Only some channels rotated, the angles being those of a head of that many; or only the fastest of the model's pairs.
 fn partial(suspect: &Suspect<'_>) -> Answer {
     let config = suspect.config();
     let (own, head_dim, x) = (config.rotary_dim, config.head_dim, input(suspect)?);
@@ -175,6 +175,16 @@ fn partial(suspect: &Suspect<'_>) -> Answer {
         let frequencies = RopeFrequencies::new(config.rope_theta, dim);
         let value = suspect.twin().rope(&x, &frequencies.table(rows()))?;
         guesses.push(Ok(Guess::new(value, sentence).with("rotary_dim", dim as f64)));
+    }
+    let pairs = own / 2;
+    for turning in [pairs / 2, pairs / 4, 3 * pairs / 4] {
+        // A pair that is infinitely slow does not turn.
+        let slower: Vec<f32> =
+            (0..pairs).map(|pair| if pair < turning { 1.0 } else { f32::INFINITY }).collect();
+        let frequencies = config.rope_frequencies().divided_by(&slower);
+        let value = suspect.twin().rope(&x, &frequencies.table(rows()))?;
+        let sentence = format!("only the {turning} fastest of {pairs} pairs are rotated");
+        guesses.push(Ok(Guess::new(value, sentence).with("pairs", turning as f64)));
     }
     suspect.best(guesses)
 }
