@@ -206,10 +206,6 @@ impl Args {
 
 impl From<&Verdict> for Exit {
     fn from(verdict: &Verdict) -> Self {
-        match verdict.exit_code() {
-            0 => Self::Success,
-            1 => Self::Differs,
-            _ => Self::Unmeasured,
-        }
+        Self::of_verdict(verdict.exit_code())
     }
 }

@@ -1,9 +1,6 @@
 //! `apr bisect`: from "it prints gibberish" to the faulty stage, tensor, key or token.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use apr_audit::{
@@ -110,7 +107,7 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     let temporary;
     let place: &Path = match &args.effort.keep {
         Some(directory) => {
-            fresh(directory)?;
+            output::fresh_directory(directory)?;
             directory
         }
         None => {
@@ -140,14 +137,6 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         output::tell(format_args!("note: the captures are in {}", directory.display()));
     }
     Ok(Exit::from(&found.verdict))
-}
-
-fn fresh(directory: &Path) -> Result<()> {
-    let cannot_write = || format!("{} is no directory to write to", directory.display());
-    fs::create_dir_all(directory).with_context(cannot_write)?;
-    let free = fs::read_dir(directory).with_context(cannot_write)?.next().is_none();
-    ensure!(free, "{} is not empty; give another directory", directory.display());
-    Ok(())
 }
 
 /// A bisection that only lacks what it is against.
@@ -321,10 +310,6 @@ impl Engine for Ours {
 
 impl From<&BisectVerdict> for Exit {
     fn from(verdict: &BisectVerdict) -> Self {
-        match verdict.exit_code() {
-            0 => Self::Success,
-            1 => Self::Differs,
-            _ => Self::Unmeasured,
-        }
+        Self::of_verdict(verdict.exit_code())
     }
 }

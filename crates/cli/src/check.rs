@@ -64,11 +64,7 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     let (prompt, tokens) = resolve(&args.prompt, &checkpoint, args.quick)?;
     let options = Options { tokens, only: args.only.clone(), quick: args.quick };
     let checkup = check(&args.backend, &checkpoint, &options)?;
-    let exit = match checkup.exit_code() {
-        0 => Exit::Success,
-        1 => Exit::Differs,
-        _ => Exit::Unmeasured,
-    };
+    let exit = Exit::of_verdict(checkup.exit_code());
     let (path, container) = (path.display().to_string(), checkpoint.container().to_string());
     let report = CheckReport::new(path, container, prompt, options.tokens, checkup);
     if args.json {

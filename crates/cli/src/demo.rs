@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use apr_audit::{Audit, Bisect, Options as AuditOptions, StageAudit, audit};
 use apr_capture::{Capture, Dims, Provenance, Recorder, RecorderOptions};
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
@@ -22,10 +22,11 @@ use apr_model::{
     Unobserved, generate,
 };
 use apr_reference::{Arithmetic, Reference};
+use apr_report::html;
 use apr_tokenizer::{Specials, Tokenizer};
 
 use crate::{
-    embedded,
+    embedded, logits,
     output::{self, Exit},
 };
 
@@ -54,11 +55,8 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
 
 /// Takes the tour and keeps what it made in `directory`: all of it, or nothing.
 fn keep(directory: &Path) -> Result<Exit> {
-    let cannot_write = || format!("{} is no directory to write to", directory.display());
     let is_new = !directory.exists();
-    fs::create_dir_all(directory).with_context(cannot_write)?;
-    let free = fs::read_dir(directory).with_context(cannot_write)?.next().is_none();
-    ensure!(free, "{} is not empty; give another directory", directory.display());
+    output::fresh_directory(directory)?;
     let exit = tour_below(directory);
     if exit.is_err() && is_new {
         // The error that led here is the one to tell.
@@ -179,7 +177,8 @@ fn story(checkpoint: &Checkpoint, place: &Path) -> Result<Bisect> {
     let found = transposed::find(&file, prompt, &captures)?;
     let shown = apr_report::bisect::Options { limit: 5, colour: output::coloured() };
     output::print(&apr_report::bisect::text(&found, &shown))?;
-    write(&place.join(REPORT), apr_report::bisect::html(&found).as_bytes())?;
+    let logits = logits::side_by_side(&found.comparison, &file)?;
+    write(&place.join(REPORT), html::bisect(&found, &logits).as_bytes())?;
     Ok(found)
 }
 

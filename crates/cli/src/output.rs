@@ -27,13 +27,20 @@ pub(crate) enum Exit {
     Unmeasured,
 }
 
-impl From<&Outcome> for Exit {
-    fn from(outcome: &Outcome) -> Self {
-        match outcome.exit_code() {
+impl Exit {
+    /// What a verdict's own exit code stands for.
+    pub(crate) fn of_verdict(code: u8) -> Self {
+        match code {
             0 => Self::Success,
             1 => Self::Differs,
             _ => Self::Unmeasured,
         }
+    }
+}
+
+impl From<&Outcome> for Exit {
+    fn from(outcome: &Outcome) -> Self {
+        Self::of_verdict(outcome.exit_code())
     }
 }
 
@@ -90,6 +97,15 @@ pub(crate) fn may_write(path: &Path) -> Result<()> {
         directory.display()
     );
     ensure!(!path.is_dir(), "cannot write {}: it is a directory", path.display());
+    Ok(())
+}
+
+/// Makes `directory`, unless it is there and empty.
+pub(crate) fn fresh_directory(directory: &Path) -> Result<()> {
+    let cannot_write = || format!("{} is no directory to write to", directory.display());
+    fs::create_dir_all(directory).with_context(cannot_write)?;
+    let free = fs::read_dir(directory).with_context(cannot_write)?.next().is_none();
+    ensure!(free, "{} is not empty; give another directory", directory.display());
     Ok(())
 }
 

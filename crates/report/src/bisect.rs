@@ -51,11 +51,6 @@ pub fn text(found: &Bisect, options: &Options) -> String {
     out + &paint.verdict(&verdict(found)) + "\n"
 }
 
-/// The same as a page for browsers, which [`crate::html::bisect`] can also show next tokens on.
-pub fn html(found: &Bisect) -> String {
-    crate::html::bisect(found, &[])
-}
-
 /// Both sides: letter, role and report.
 pub(crate) fn sides(found: &Bisect) -> [(&'static str, &'static str, &SideReport); 2] {
     [("A", "under test", &found.a), ("B", "the reference", &found.b)]

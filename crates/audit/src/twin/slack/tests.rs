@@ -102,7 +102,6 @@ fn excess(engine: &[f32], expected: &Tensor<f64>, slack: &[f32]) -> f64 {
 fn assert_allows(what: &str, engine: &[f32], expected: &Tensor<f64>, slack: &[f32], generous: f64) {
     let found = excess(engine, expected, slack);
     let ratio = record(engine, expected, slack).whole.ratio();
-    println!("{what}: slack is {:.0} times the error; excess {found:.2}", 1.0 / ratio);
     assert!(found <= 1.0, "{what}: an excess of {found}");
     assert!(ratio * generous >= 1.0, "{what}: slack is {:.0} times the error", 1.0 / ratio);
     let mut wrong = engine.to_vec();
