@@ -1,4 +1,5 @@
-//! The vocabulary of numbers: data types, ggml block layouts, exact dequantisation, statistics.
+//! The vocabulary of numbers: data types, ggml block layouts, exact dequantisation, quantisation,
+//! statistics.
 //!
 //! Start at [`DType`] (what a file can hold) and [`Stored`] (a tensor as its file holds it). This
 //! crate defines what a stored byte *means*, in scalar code that is meant to be read; it does no
@@ -10,6 +11,7 @@ pub mod block;
 mod bytes;
 mod dtype;
 mod error;
+pub mod quantize;
 mod shape;
 mod stored;
 mod summary;
@@ -18,6 +20,7 @@ pub use block::dequantize;
 pub use bytes::Bytes;
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use quantize::quantize_row;
 pub use shape::Shape;
 pub use stored::Stored;
 pub use summary::Summary;

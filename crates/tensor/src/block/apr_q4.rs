@@ -1,12 +1,12 @@
 //! APR_Q4: 32 weights, `d * (q - 8)`, q of 4 bits. Q4_0's fields with another order of nibbles.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half, lopsided};
 use crate::DType;
 
 /// A block of 32 weights of an `.apr` file: 4 bits each, one scale.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct AprQ4 {
     /// The scale.

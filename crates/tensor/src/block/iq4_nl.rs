@@ -1,6 +1,6 @@
 //! IQ4_NL: 32 weights, `d * table[q]`, q of 4 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half};
 use crate::DType;
@@ -13,7 +13,7 @@ pub const IQ4_VALUES: [i8; 16] =
 pub(super) const IQ4_GAPS: [i8; 16] = gaps(&IQ4_VALUES);
 
 /// A block of 32 weights: 4 bits each through a table, one scale.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IQ4_NL {
     /// The scale.

@@ -1,6 +1,6 @@
 //! IQ4_XS: 256 weights in 8 sub-blocks of 32, `(d * (scale - 32)) * table[q]`, q of 4 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
     Block, Half,
@@ -9,7 +9,7 @@ use super::{
 use crate::DType;
 
 /// A block of 256 weights: 4 bits each through a table; a scale of 6 bits for each 32.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct IQ4_XS {
     /// The scale of the scales.

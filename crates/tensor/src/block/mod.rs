@@ -4,8 +4,8 @@
 //! that they share. Each is a `#[repr(C)]` struct of alignment one, so that [`Block::slice_of`] can
 //! view mapped bytes in place; kernels elsewhere read the same structs. The arithmetic of
 //! [`Block::dequantize`] is the definition of the type: every operation is rounded to f32, in the
-//! order that ggml and the `gguf` Python package use, so results are equal by bits. Quantising
-//! weights is not done here.
+//! order that ggml and the `gguf` Python package use, so results are equal by bits. The way
+//! back, where there is a choice to make, is [`quantize`](crate::quantize).
 
 #![allow(non_camel_case_types, reason = "the names of the field")]
 
@@ -28,7 +28,7 @@ mod tq1_0;
 mod tq2_0;
 
 use half::f16;
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use apr_q4::AprQ4;
 pub use iq4_nl::{IQ4_NL, IQ4_VALUES};
@@ -72,7 +72,7 @@ pub trait Block: FromBytes + Immutable + KnownLayout + Unaligned + Sized {
 }
 
 /// A little-endian half-precision number in a block.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(transparent)]
 pub struct Half([u8; 2]);
 
@@ -81,6 +81,12 @@ impl Half {
     #[inline]
     pub fn to_bits(self) -> u16 {
         u16::from_le_bytes(self.0)
+    }
+
+    /// The number nearest to `x`, ties to even; `None` if that is not finite.
+    pub(crate) fn nearest(x: f32) -> Option<Self> {
+        let half = f16::from_f32(x);
+        half.is_finite().then_some(Self(half.to_le_bytes()))
     }
 
     /// The number, exactly.

@@ -1,12 +1,12 @@
 //! Q2_K: 256 weights in 16 sub-blocks of 16, `(d * scale) * q - dmin * min`, q of 2 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half};
 use crate::DType;
 
 /// A block of 256 weights: 2 bits each; a scale and a minimum of 4 bits for each 16.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q2_K {
     /// Byte `j` holds the scale of sub-block `j` in its low nibble, the minimum in its high one.

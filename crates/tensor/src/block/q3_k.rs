@@ -1,12 +1,12 @@
 //! Q3_K: 256 weights in 16 sub-blocks of 16, `(d * (scale - 32)) * (q - 4)`, q of 3 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half, lopsided, q2_k::crumbs};
 use crate::DType;
 
 /// A block of 256 weights: 3 bits each; a scale of 6 bits for each 16.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q3_K {
     /// Bit `k` of byte `l` is the third bit of weight `32k + l`.

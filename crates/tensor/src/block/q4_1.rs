@@ -1,12 +1,12 @@
 //! Q4_1: 32 weights, `d * q + m`, q of 4 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half};
 use crate::DType;
 
 /// A block of 32 weights: 4 bits each, one scale, one minimum.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q4_1 {
     /// The scale.

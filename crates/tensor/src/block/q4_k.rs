@@ -1,12 +1,12 @@
 //! Q4_K: 256 weights in 8 sub-blocks of 32, `(d * scale) * q - dmin * min`, q of 4 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half};
 use crate::DType;
 
 /// A block of 256 weights: 4 bits each; a scale and a minimum of 6 bits for each 32.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q4_K {
     /// The scale of the scales.

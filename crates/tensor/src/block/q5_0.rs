@@ -1,12 +1,12 @@
 //! Q5_0: 32 weights, `d * (q - 16)`, q of 5 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half, lopsided};
 use crate::DType;
 
 /// A block of 32 weights: 5 bits each, one scale.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q5_0 {
     /// The scale.

@@ -1,12 +1,12 @@
 //! Q5_1: 32 weights, `d * q + m`, q of 5 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half, q5_0};
 use crate::DType;
 
 /// A block of 32 weights: 5 bits each, one scale, one minimum.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q5_1 {
     /// The scale.

@@ -1,12 +1,12 @@
 //! Q6_K: 256 weights in 16 sub-blocks of 16, `(d * scale) * (q - 32)`, q of 6 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half, lopsided};
 use crate::DType;
 
 /// A block of 256 weights: 6 bits each; a scale of 8 bits for each 16.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q6_K {
     /// The lower four bits. Two halves of 64 bytes; byte `l` of half `h` holds those of weight

@@ -1,12 +1,12 @@
 //! Q8_0: 32 weights, `d * q`, q of 8 bits.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Block, Half};
 use crate::DType;
 
 /// A block of 32 weights: 8 bits each, one scale.
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Q8_0 {
     /// The scale.

@@ -1,0 +1,190 @@
+//! Writing weights in fewer bits: rows of numbers to ggml's block types and to narrower floats.
+//!
+//! What a block means is defined in [`block`](crate::block); here is the choice of a good one. The
+//! largest value of a block could decide its scale, and is what the plainest types do. But it is
+//! one value, and the error is made by all: a scale a little off makes most of them fall
+//! nearer to a code. So the types of few bits *search*: they try some scales around the one of
+//! the largest value, round under each, fit the scale (and minimum) to the codes by least squares, and
+//! keep what leaves the smallest weighted error (`search`). The types of 256 elements then round the scales of
+//! their sub-blocks to a few bits, and fit the scales of these again (`super_block`).
+//!
+//! The weight of an error says how much it matters. With an *importance* for each column, the mean square of the
+//! activation that it is multiplied with (llama.cpp's `imatrix`), it is that times a function of the value that grows
+//! with its magnitude; without, it is a function of the value alone (`weight`).
+//!
+//! The result depends on the row alone: no threads and no fused arithmetic, so the bits are
+//! the same on every machine. Rows may be quantised in parallel.
+//!
+//! Refused: NaN and infinities, and values for which a scale would be infinite in half precision. Values
+//! so small that their scale is zero in half precision become zeros.
+
+mod legacy;
+mod plain;
+
+use zerocopy::IntoBytes;
+
+use crate::{
+    DType, Error, Result,
+    block::{AprQ4, Block, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0},
+};
+
+/// Writes one row of weights to `out` in the given type.
+///
+/// `values` must be whole blocks, and `out` exactly their size
+/// ([`DType::row_bytes`]). `importance` is one weight per column, not negative; a row of zeros says nothing and counts as none,
+/// and a single zero as very little. Types that only round ([`DType::F16`], [`DType::Q8_0`], ...) do not
+/// look at it.
+///
+/// An [`AprQ8`](DType::AprQ8) tensor shares one scale, which a row cannot know: see [`AprQ8Scale`].
+///
+/// ```
+/// # use apr_tensor::{DType, dequantize, quantize_row};
+/// let row: Vec<f32> = (0..32).map(|i| i as f32 / 31.0).collect();
+/// let (mut block, mut back) = ([0; 20], [0.0; 32]);
+/// quantize_row(DType::Q4_1, &row, None, &mut block)?;
+/// dequantize(DType::Q4_1, &block, &mut back)?;
+/// assert!(row.iter().zip(back).all(|(x, y)| (x - y).abs() < 0.5 / 15.0 + 1e-3));
+/// # Ok::<(), apr_tensor::Error>(())
+/// ```
+pub fn quantize_row(
+    dtype: DType,
+    values: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<()> {
+    let writer = writer(dtype).ok_or(Error::NotQuantizable(dtype))?;
+    check(dtype, values, out)?;
+    let row = Row { values, importance: Importance::new(values, importance)? };
+    writer(&row, out)
+}
+
+/// Whether [`quantize_row`] can write this type.
+pub fn can_quantize(dtype: DType) -> bool {
+    writer(dtype).is_some()
+}
+
+/// The scale of an [`AprQ8`](DType::AprQ8) tensor: 8 bits for each element, one scale for all.
+///
+/// The tensor is its [bytes](Self::to_le_bytes) and then its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AprQ8Scale(f32);
+
+impl AprQ8Scale {
+    /// The scale of a tensor whose largest magnitude is `amax`.
+    pub fn of_largest(amax: f32) -> Self {
+        Self(amax / 127.0)
+    }
+
+    /// The head of the tensor.
+    pub fn to_le_bytes(self) -> [u8; 4] {
+        self.0.to_le_bytes()
+    }
+
+    /// Writes one row of the tensor; elements beyond the largest magnitude are cut off at it.
+    pub fn quantize_row(self, values: &[f32], out: &mut [u8]) -> Result<()> {
+        check(DType::AprQ8, values, out)?;
+        for (out, &x) in out.iter_mut().zip(values) {
+            *out = plain::round_to_i8(x, self.0) as u8;
+        }
+        Ok(())
+    }
+}
+
+fn check(dtype: DType, values: &[f32], out: &[u8]) -> Result<()> {
+    let expected = dtype.row_bytes(values.len());
+    if expected != Some(out.len()) {
+        let (shape, found) = ([values.len()].into(), out.len());
+        return Err(Error::Length { dtype, shape, expected, found });
+    }
+    match values.iter().position(|x| !x.is_finite()) {
+        Some(index) => Err(Error::NotFinite { index, value: values[index] }),
+        None => Ok(()),
+    }
+}
+
+type Writer = fn(&Row, &mut [u8]) -> Result<()>;
+
+/// The one list of types that can be written.
+fn writer(dtype: DType) -> Option<Writer> {
+    Some(match dtype {
+        DType::F32 => plain::f32,
+        DType::F16 => plain::f16,
+        DType::BF16 => plain::bf16,
+        DType::Q4_0 => blocks::<Q4_0>,
+        DType::Q4_1 => blocks::<Q4_1>,
+        DType::Q5_0 => blocks::<Q5_0>,
+        DType::Q5_1 => blocks::<Q5_1>,
+        DType::Q8_0 => blocks::<Q8_0>,
+        DType::AprQ4 => blocks::<AprQ4>,
+        _ => return None,
+    })
+}
+
+/// A row to quantise.
+struct Row<'a> {
+    values: &'a [f32],
+    importance: Option<Importance<'a>>,
+}
+
+/// How much each column matters, in units of their mean.
+#[derive(Clone, Copy)]
+struct Importance<'a> {
+    values: &'a [f32],
+    /// What makes the mean one, so that no sum of weights overflows.
+    unit: f32,
+    /// The mean square of the values of the row.
+    power: f32,
+}
+
+/// The least importance, in units of the mean: with none at all, a block of such columns would have no best scale.
+const LEAST: f32 = 1e-6;
+
+impl<'a> Importance<'a> {
+    fn new(row: &[f32], importance: Option<&'a [f32]>) -> Result<Option<Self>> {
+        let Some(values) = importance else { return Ok(None) };
+        let (expected, found) = (row.len(), values.len());
+        if expected != found {
+            return Err(Error::ImportanceLength { expected, found });
+        }
+        if let Some(index) = values.iter().position(|x| !(x.is_finite() && *x >= 0.0)) {
+            return Err(Error::Importance { index, value: values[index] });
+        }
+        let mean = |values: &[f32], of: fn(f64) -> f64| {
+            values.iter().map(|&x| of(x.into())).sum::<f64>() / expected as f64
+        };
+        let unit = (1.0 / mean(values, |x| x)) as f32;
+        let power = mean(row, |x| x * x) as f32;
+        Ok(unit.is_finite().then_some(Self { values, unit, power }))
+    }
+}
+
+/// A block to quantise, and what its row says about it.
+struct Input<'a> {
+    values: &'a [f32],
+    importance: Option<Importance<'a>>,
+}
+
+/// A block type that can be written.
+trait Quantize: Block + IntoBytes {
+    /// The block for these values, finite and [`LEN`](Block::LEN) of them; `None` if a scale
+    /// overflows.
+    fn quantize(input: &Input) -> Option<Self>;
+}
+
+fn blocks<B: Quantize>(row: &Row, out: &mut [u8]) -> Result<()> {
+    let starts = (0..row.values.len()).step_by(B::LEN);
+    for (start, out) in starts.zip(out.chunks_exact_mut(size_of::<B>())) {
+        let range = start..start + B::LEN;
+        let importance =
+            row.importance.map(|all| Importance { values: &all.values[range.clone()], ..all });
+        let values = &row.values[range];
+        let Some(block) = B::quantize(&Input { values, importance }) else {
+            let magnitudes = values.iter().map(|x| x.abs()).enumerate();
+            let (largest, _) = magnitudes.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default();
+            let (dtype, index, value) = (B::DTYPE, start + largest, values[largest]);
+            return Err(Error::TooLarge { dtype, index, value });
+        };
+        block.write_to(out).expect("a chunk is as long as a block");
+    }
+    Ok(())
+}
