@@ -9,7 +9,7 @@ use apr_tensor::{Bytes, Stored};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Companions, Error, File, Metadata, Result, Unreadable, apr,
+    Checksum, Companions, Error, File, Gap, Metadata, Result, Unreadable, apr,
     budget::Budget,
     gguf, huggingface,
     sniff::{Kind, sniff},
@@ -45,7 +45,8 @@ impl fmt::Display for Container {
 /// Files are mapped, not read, so opening is quick and costs no memory for weights. Everything that the
 /// files say about themselves has been checked when `open` returns: every tensor lies within its file, overlaps
 /// no other, and has the size that its type and shape ask for. Names and keys are the container's own.
-/// What happens if a file changes while it is open: see [`File::open`].
+/// What happens if a file changes while it is open: see [`File::open`]. A checksum of a whole file is not
+/// verified by `open`, which would have to read it all: see [`checksums`](Self::checksums).
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -60,7 +61,15 @@ impl Checkpoint {
     /// Opens a GGUF, safetensors or `.apr` file, told apart by their first bytes, the index of safetensors
     /// shards, or a Hugging Face directory.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        Self::open_with(path.as_ref(), false)
+    }
+
+    /// As [`open`](Self::open) for whoever looks for damage: a header whose checksum is wrong is read all the same.
+    pub fn open_damaged(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path.as_ref(), true)
+    }
+
+    fn open_with(path: &Path, may_be_damaged: bool) -> Result<Self> {
         if path.is_dir() {
             return Ok(Self::from_huggingface(path, huggingface::open_directory(path)?));
         }
@@ -70,7 +79,7 @@ impl Checkpoint {
             Kind::Json if path.to_string_lossy().ends_with(huggingface::INDEX_SUFFIX) => {
                 Ok(Self::from_huggingface(path, huggingface::open_sharded(&file)?))
             }
-            kind => Self::from_file(file, kind),
+            kind => Self::from_file(file, kind, may_be_damaged),
         }
     }
 
@@ -78,10 +87,10 @@ impl Checkpoint {
     pub fn from_bytes(name: &str, bytes: Bytes) -> Result<Self> {
         let file = File::from_bytes(name, bytes);
         let kind = sniff(&file)?;
-        Self::from_file(file, kind)
+        Self::from_file(file, kind, false)
     }
 
-    fn from_file(file: File, kind: Kind) -> Result<Self> {
+    fn from_file(file: File, kind: Kind, may_be_damaged: bool) -> Result<Self> {
         let path = file.path().to_owned();
         let mut budget = Budget::new(&path, file.size());
         let (container, metadata, tensors) = match kind {
@@ -90,7 +99,7 @@ impl Checkpoint {
                 (Container::Gguf { version: contents.version }, contents.metadata, contents.tensors)
             }
             Kind::Apr => {
-                let contents = apr::read(&file, &mut budget)?;
+                let contents = apr::read(&file, &mut budget, may_be_damaged)?;
                 (Container::Apr, contents.metadata, contents.tensors)
             }
             Kind::Safetensors => {
@@ -179,6 +188,19 @@ impl Checkpoint {
     /// The files that hold the tensors, in order: one, or the shards sorted by name.
     pub fn files(&self) -> &[File] {
         &self.files
+    }
+
+    /// The checksums that the files state of themselves. Only `.apr` files do: of the header, and of everything.
+    pub fn checksums(&self) -> Vec<Checksum> {
+        match self.container {
+            Container::Apr => self.files.iter().flat_map(apr::checksums).collect(),
+            Container::Gguf { .. } | Container::Safetensors => Vec::new(),
+        }
+    }
+
+    /// The bytes among the data that belong to no tensor, in the order of the files.
+    pub fn gaps(&self) -> &[Gap] {
+        &self.tensors.gaps
     }
 
     /// The other files of a Hugging Face directory.

@@ -11,7 +11,7 @@ use crate::{
     budget::Budget,
     json, safetensors,
     sniff::{Kind, sniff},
-    tensors::Tensors,
+    tensors::{Data, Tensors},
 };
 
 const CONFIG: &str = "config.json";
@@ -98,9 +98,10 @@ pub(crate) fn from_memory(file: File) -> Result<Contents> {
 
 fn read_single(file: File, directory: Option<&Path>) -> Result<Contents> {
     let mut budget = Budget::new(file.path(), file.size());
-    let safetensors::Contents { metadata: texts, entries } = safetensors::read(&file, &mut budget)?;
+    let safetensors::Contents { metadata: texts, entries, data } =
+        safetensors::read(&file, &mut budget)?;
     let mut tensors = Tensors::default();
-    tensors.add(&file, entries, 0)?;
+    tensors.add(&file, entries, Data { start: data, alignment: 1, footer: 0 })?;
     let (metadata, companions) = surroundings(directory, file.path(), texts, &mut budget)?;
     Ok(Contents { metadata, tensors, files: vec![file], companions })
 }
@@ -126,7 +127,8 @@ pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
         for entry in &contents.entries {
             map.check_home(index, &entry.name, name)?;
         }
-        tensors.add(&shard, contents.entries, 0)?;
+        let data = Data { start: contents.data, alignment: 1, footer: 0 };
+        tensors.add(&shard, contents.entries, data)?;
         if texts.is_empty() {
             texts = contents.metadata;
         }

@@ -1,11 +1,11 @@
 //! The tensor index that every container ends up as, and the checks that all of them share.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use apr_tensor::{DType, Shape, Stored};
 use indexmap::IndexMap;
 
-use crate::{Error, File, Place, Result};
+use crate::{Error, File, Gap, Place, Result};
 
 /// The most dimensions that a tensor may have; ggml has 4, `.apr` 8.
 pub(crate) const MAX_DIMS: usize = 8;
@@ -48,11 +48,17 @@ pub(crate) struct Entry {
 }
 
 /// The memory that one tensor takes from index to map, beyond the bytes of its name: the entry and the
-/// bucket (twice, for growth), the order by offset, the table of hashes, the shape.
+/// bucket (twice, for growth), the gap after it, the order by offset, the table of hashes, the shape.
 pub(crate) const ENTRY_COST: usize = 2 * size_of::<Entry>()
+    + 2 * size_of::<Gap>()
     + 2 * size_of::<(usize, String, Stored)>()
     + MAX_DIMS * size_of::<usize>()
     + 32;
+
+/// The memory that a name takes: with its tensor, and with the gap after that.
+pub(crate) fn name_cost(name: &str) -> usize {
+    2 * name.len()
+}
 
 impl Entry {
     /// One past the bytes that are certainly the tensor's: at least one if it has any element.
@@ -80,18 +86,44 @@ impl Entry {
     }
 }
 
+/// Where in a file the bytes of tensors are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Data {
+    pub(crate) start: u64,
+    /// Each tensor begins on a multiple of this from the start.
+    pub(crate) alignment: u64,
+    /// Bytes at the end of the file that are something else.
+    pub(crate) footer: u64,
+}
+
+impl Data {
+    fn range(self, file: &File) -> Range<u64> {
+        let end = file.size().saturating_sub(self.footer);
+        self.start.min(end)..end
+    }
+}
+
 /// All tensors of a checkpoint, in the order of the files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tensors {
     pub(crate) readable: IndexMap<String, Stored>,
     pub(crate) unreadable: IndexMap<String, Unreadable>,
+    pub(crate) gaps: Vec<Gap>,
 }
 
 impl Tensors {
-    /// Adds the tensors of `file`, which must lie within it, before a footer of this length, without overlaps.
-    pub(crate) fn add(&mut self, file: &File, entries: Vec<Entry>, footer: u64) -> Result<()> {
-        check_extent(file, &entries, footer)?;
-        check_overlaps(file, &entries)?;
+    /// Adds the tensors of `file`, which must lie within its data, without overlaps.
+    pub(crate) fn add(&mut self, file: &File, entries: Vec<Entry>, data: Data) -> Result<()> {
+        check_extent(file, &entries, data.footer)?;
+        let mut by_offset: Vec<_> =
+            entries.iter().filter(|entry| entry.end() > entry.start).collect();
+        by_offset.sort_by_key(|entry| entry.start);
+        check_overlaps(file, &by_offset)?;
+        let taken = by_offset.iter().map(|entry| {
+            let is_known = !matches!(entry.kind, Kind::Unknown { bytes: None, .. });
+            (&*entry.name, entry.start, is_known.then(|| entry.end()))
+        });
+        self.gaps.extend(Gap::all(file, data.range(file), data.alignment, taken));
         self.readable.reserve(entries.len());
         for entry in entries {
             self.insert(file, entry)?;
@@ -171,9 +203,7 @@ fn check_extent(file: &File, entries: &[Entry], footer: u64) -> Result<()> {
     })
 }
 
-fn check_overlaps(file: &File, entries: &[Entry]) -> Result<()> {
-    let mut by_offset: Vec<_> = entries.iter().filter(|entry| entry.end() > entry.start).collect();
-    by_offset.sort_by_key(|entry| entry.start);
+fn check_overlaps(file: &File, by_offset: &[&Entry]) -> Result<()> {
     for pair in by_offset.windows(2) {
         let (first, second) = (pair[0], pair[1]);
         if second.start < first.end() {

@@ -1,6 +1,8 @@
 //! `.apr` version 2: header, JSON metadata, tensor index, data on multiples of 64, checksum.
 //!
-//! Opening reads the whole file once, for its checksum. Compressed, encrypted, sharded and column-major files are refused: silently wrong weights are worse.
+//! Opening verifies the checksum of the header and leaves that of the whole file to whoever verifies files: it would read every byte
+//! of a file of which a run may need few. Compressed, encrypted, sharded and column-major files are refused: silently wrong
+//! weights are worse.
 //! Signatures are not verified.
 
 use apr_tensor::DType;
@@ -8,7 +10,7 @@ use apr_tensor::DType;
 mod reader;
 mod writer;
 
-pub(crate) use reader::read;
+pub(crate) use reader::{checksums, read};
 pub use writer::Writer;
 
 pub(crate) const MAGIC: &[u8; 4] = b"APR\0";

@@ -1,18 +1,20 @@
 //! Reading `.apr`.
 
+use std::iter;
+
 use apr_tensor::{DType, Shape};
 
 use super::{
     ALIASES, ALIGNMENT, DTYPES, FOOTER_LEN, HEADER_CRC, HEADER_LEN, MAGIC, MAJOR, MAX_METADATA,
-    MAX_NAME, header_crc,
+    MAX_NAME,
 };
 use crate::{
-    Error, File, Metadata, Place, Result,
+    Checksum, Error, File, Metadata, Place, Result,
     budget::Budget,
     cursor::Cursor,
     error::Shortened,
     json,
-    tensors::{self, Entry, Kind, MAX_DIMS, Tensors},
+    tensors::{self, Data, Entry, Kind, MAX_DIMS, Tensors},
 };
 
 /// The least that an index entry takes: name length, type, dimension count, offset, size.
@@ -38,18 +40,28 @@ pub(crate) struct Contents {
     pub(crate) tensors: Tensors,
 }
 
-/// Reads the header, the metadata and the index, and checks both checksums.
-pub(crate) fn read(file: &File, budget: &mut Budget) -> Result<Contents> {
-    let header = Header::read(file)?;
+/// Reads the header, the metadata and the index. A header whose checksum is wrong is refused, or believed if it `may_be_damaged`.
+pub(crate) fn read(file: &File, budget: &mut Budget, may_be_damaged: bool) -> Result<Contents> {
+    let header = Header::read(file, may_be_damaged)?;
     let text = header.metadata(file)?;
     let map = json::parse_object(file.path(), header.metadata_offset, text, budget)?;
     let metadata = Metadata::with_aliases(file.path(), map, ALIASES)?;
     let entries = header.entries(file, budget)?;
     let mut tensors = Tensors::default();
-    tensors.add(file, entries, FOOTER_LEN)?;
-    // Last: the errors above say more precisely what is wrong.
-    check_footer(file)?;
+    let start = header.data_offset;
+    tensors.add(file, entries, Data { start, alignment: ALIGNMENT, footer: FOOTER_LEN })?;
     Ok(Contents { metadata, tensors })
+}
+
+/// The checksums of a file that was read: of the header, and of everything.
+pub(crate) fn checksums(file: &File) -> [Checksum; 2] {
+    let end = file.bytes().len() - FOOTER_LEN as usize;
+    [header_checksum(file), Checksum::of(file, "the file", end, iter::once(0..end))]
+}
+
+fn header_checksum(file: &File) -> Checksum {
+    let ranges = [0..HEADER_CRC.start, HEADER_CRC.end..HEADER_LEN as usize];
+    Checksum::of(file, "the header", HEADER_CRC.start, ranges)
 }
 
 struct Header {
@@ -61,9 +73,9 @@ struct Header {
 }
 
 impl Header {
-    fn read(file: &File) -> Result<Self> {
+    fn read(file: &File, may_be_damaged: bool) -> Result<Self> {
         let mut cursor = Cursor::new(file.path(), file.bytes(), 0);
-        let bytes = Cursor::new(file.path(), file.bytes(), 0).take(HEADER_LEN, "the header")?;
+        Cursor::new(file.path(), file.bytes(), 0).take(HEADER_LEN, "the header")?;
         let magic = cursor.array::<4>("the magic number")?;
         assert_eq!(&magic, MAGIC, "the caller has looked at the magic number");
         let unsupported = |at, what: String, help| Error::Unsupported {
@@ -77,11 +89,11 @@ impl Header {
             let what = format!(".apr version {major}.{minor}");
             return Err(unsupported(4, what, "convert the original model to .apr version 2"));
         }
-        let stated = u32::from_le_bytes(bytes[HEADER_CRC].try_into().expect("four bytes"));
-        let computed = header_crc(bytes);
-        if stated != computed {
+        let checksum = header_checksum(file);
+        let (stated, computed) = (checksum.stated, checksum.compute(|_| ()));
+        if stated != computed && !may_be_damaged {
             return Err(cursor.malformed_at(
-                HEADER_CRC.start as u64,
+                checksum.at,
                 format!("the header's checksum {computed:#010x}"),
                 format!("{stated:#010x}; the header is damaged, copy or download the file again"),
             ));
@@ -178,7 +190,7 @@ impl Header {
             return Err(cursor.malformed_at(at, expected, format!("{len} bytes")));
         }
         let name = cursor.text(len.into(), "a tensor name")?.to_owned();
-        budget.charge(name.len(), || Place::Tensor(name.clone()))?;
+        budget.charge(tensors::name_cost(&name), || Place::Tensor(name.clone()))?;
 
         let what = format_args!("the index entry of tensor `{}`", Shortened(&name));
         let id = cursor.u8(what)?;
@@ -228,20 +240,4 @@ impl Header {
 
 fn dtype_numbered(id: u8) -> Option<DType> {
     DTYPES.iter().find(|row| row.0 == id).map(|row| row.1)
-}
-
-fn check_footer(file: &File) -> Result<()> {
-    let at = file.bytes().len() - FOOTER_LEN as usize;
-    let (body, footer) = file.bytes().split_at(at);
-    let stated = u32::from_le_bytes(footer.try_into().expect("four bytes"));
-    let computed = crc32fast::hash(body);
-    if stated == computed {
-        return Ok(());
-    }
-    Err(Error::Malformed {
-        file: file.path().to_owned(),
-        at: Place::Offset(at as u64),
-        expected: format!("the checksum {computed:#010x} of all bytes before"),
-        found: format!("{stated:#010x}; the file is damaged or cut, copy or download it again"),
-    })
 }

@@ -9,7 +9,7 @@ use crate::{
     cursor::Cursor,
     error::Shortened,
     json,
-    tensors::{self, Entry, Kind, MAX_DIMS, MAX_NAME, Tensors},
+    tensors::{self, Data, Entry, Kind, MAX_DIMS, MAX_NAME, Tensors},
 };
 
 /// The longest key, in bytes, as the specification has it.
@@ -44,9 +44,9 @@ pub(crate) fn read(file: &File, budget: &mut Budget) -> Result<Contents> {
     reader.cursor.check_count(at, tensor_count, MIN_ENTRY, "tensors")?;
     reader.check_whole(&pairs)?;
     let alignment = reader.alignment(&pairs)?;
-    let entries = reader.entries(tensor_count, alignment)?;
+    let (entries, start) = reader.entries(tensor_count, alignment)?;
     let mut tensors = Tensors::default();
-    tensors.add(file, entries, 0)?;
+    tensors.add(file, entries, Data { start, alignment, footer: 0 })?;
     Ok(Contents { version, metadata: Metadata::new(file.path(), pairs), tensors })
 }
 
@@ -209,8 +209,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The tensor index; the data begins after it, at the next multiple of `alignment`.
-    fn entries(&mut self, count: u64, alignment: u64) -> Result<Vec<Entry>> {
+    /// The tensor index, and where the data begins: after it, at the next multiple of `alignment`.
+    fn entries(&mut self, count: u64, alignment: u64) -> Result<(Vec<Entry>, u64)> {
         let bytes = (count as usize).saturating_mul(tensors::ENTRY_COST);
         self.budget.charge(bytes, || Place::Offset(self.cursor.offset()))?;
         let mut entries = Vec::with_capacity(count as usize);
@@ -221,7 +221,7 @@ impl<'a> Reader<'a> {
         for entry in &mut entries {
             entry.start = entry.start.saturating_add(data);
         }
-        Ok(entries)
+        Ok((entries, data))
     }
 
     /// One line of the index; its start counts from the start of the data.
@@ -232,7 +232,7 @@ impl<'a> Reader<'a> {
         self.limit(at, "the length of a tensor name", len, MAX_NAME as u64)?;
         let cursor = &mut self.cursor;
         let name = cursor.text(len, "a tensor name")?.to_owned();
-        self.budget.charge(name.len(), || Place::Tensor(name.clone()))?;
+        self.budget.charge(tensors::name_cost(&name), || Place::Tensor(name.clone()))?;
 
         let what = format_args!("the index entry of tensor `{}`", Shortened(&name));
         let at = cursor.offset();

@@ -22,6 +22,8 @@ pub(crate) struct Contents {
     pub(crate) metadata: Map,
     /// In the order of the data.
     pub(crate) entries: Vec<Entry>,
+    /// Where the data begins.
+    pub(crate) data: u64,
 }
 
 /// Reads everything but the data.
@@ -51,7 +53,7 @@ pub(crate) fn read(file: &File, budget: &mut Budget) -> Result<Contents> {
     }
     entries.sort_by_key(|entry| (entry.start, entry.end()));
     check_cover(file, &entries, data)?;
-    Ok(Contents { metadata, entries })
+    Ok(Contents { metadata, entries, data })
 }
 
 /// The tensors must cover the data exactly: no hole, no overlap, nothing left at the end.
