@@ -1,10 +1,14 @@
 //! Model files made in memory: from others, altered.
 
-use std::io::Write;
-
 use apr_tensor::{Bytes, Stored};
 
-use crate::{Checkpoint, Map, Result, apr, gguf, safetensors, write::Body};
+use crate::{
+    Checkpoint, Map, Result,
+    apr::Apr,
+    gguf::Gguf,
+    safetensors::Safetensors,
+    write::{Format, Writer},
+};
 
 /// A model file that is yet to be written: metadata and tensors, to be altered at will.
 ///
@@ -43,44 +47,33 @@ impl Draft {
 
     /// The draft as a GGUF file; `name` stands for its path in messages.
     pub fn to_gguf(&self, name: &str) -> Result<Checkpoint> {
-        let mut writer = gguf::Writer::new();
-        for (key, value) in self.metadata.iter() {
-            writer.set(key, value.clone());
-        }
-        for (name, stored) in &self.tensors {
-            writer.tensor(name, stored.dtype(), stored.shape().clone())?;
-        }
-        let file = self.fill(writer.begin(Vec::new())?)?;
-        Checkpoint::from_bytes(name, Bytes::from(file))
+        Checkpoint::from_bytes(name, Bytes::from(self.written::<Gguf>(&self.metadata)?))
     }
 
     /// The draft as an `.apr` file; `name` stands for its path in messages.
     pub fn to_apr(&self, name: &str) -> Result<Checkpoint> {
-        let mut writer = apr::Writer::new();
-        for (key, value) in self.metadata.iter() {
-            writer.set(key, value.clone());
-        }
-        for (name, stored) in &self.tensors {
-            writer.tensor(name, stored.dtype(), stored.shape().clone())?;
-        }
-        let file = self.fill(writer.begin(Vec::new())?)?;
-        Checkpoint::from_bytes(name, Bytes::from(file))
+        Checkpoint::from_bytes(name, Bytes::from(self.written::<Apr>(&self.metadata)?))
     }
 
     /// The tensors as the bytes of a safetensors file. The metadata is not in it: Hugging Face keeps that in
     /// `config.json`.
     pub fn safetensors(&self) -> Result<Vec<u8>> {
-        let mut writer = safetensors::Writer::new();
+        self.written::<Safetensors>(&Map::default())
+    }
+
+    /// The bytes of a file of the tensors and `metadata`.
+    fn written<F: Format>(&self, metadata: &Map) -> Result<Vec<u8>> {
+        let mut writer = Writer::<F>::new();
+        for (key, value) in metadata.iter() {
+            writer.set(key, value.clone());
+        }
         for (name, stored) in &self.tensors {
             writer.tensor(name, stored.dtype(), stored.shape().clone())?;
         }
-        self.fill(writer.begin(Vec::new())?)
-    }
-
-    /// Writes the tensors in the order that the container asks for. Names are unique: `begin` has checked that.
-    fn fill<W: Write>(&self, mut body: Body<W>) -> Result<W> {
+        let mut body = writer.begin(Vec::new())?;
         while let Some((next, _)) = body.next_tensor() {
             let next = next.to_owned();
+            // Names are unique: `begin` has checked that.
             let stored = self.tensor(&next).expect("every tensor was declared from the draft");
             body.tensor(&next, stored.bytes())?;
         }

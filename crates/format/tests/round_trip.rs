@@ -113,12 +113,14 @@ fn the_file_hash_is_that_of_sha256sum() {
     );
 }
 
+#[track_caller]
+fn refused(result: Result<(), Error>, parts: &[&str]) {
+    let text = result.unwrap_err().to_string();
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+}
+
 #[test]
 fn a_writer_refuses_what_its_container_cannot_hold() {
-    let refused = |result: Result<(), Error>, parts: &[&str]| {
-        let text = result.unwrap_err().to_string();
-        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
-    };
     refused(
         gguf::Writer::new().tensor("w", DType::AprQ4, [32]).map(drop),
         &["GGUF", "`w`", "APR_Q4"],
@@ -193,4 +195,51 @@ proptest! {
         prop_assert_eq!(model.metadata().get("texts"), Some(&Value::Object(texts)));
         prop_assert_eq!(model.metadata().f64("x").unwrap(), Some(x));
     }
+}
+
+#[test]
+fn a_tensor_in_parts_is_the_same_file() {
+    let mut writer = apr::Writer::new();
+    writer.tensor("a", DType::U8, [5]).unwrap();
+    writer.tensor("empty", DType::F32, [0, 4]).unwrap();
+    let mut whole = writer.begin(Vec::new()).unwrap();
+    whole.tensor("a", &[1, 2, 3, 4, 5]).unwrap();
+    whole.tensor("empty", &[]).unwrap();
+    let mut parts = writer.begin(Vec::new()).unwrap();
+    for part in [&[1, 2][..], &[], &[3, 4, 5]] {
+        parts.part("a", part).unwrap();
+    }
+    parts.part("empty", &[]).unwrap();
+    assert_eq!(parts.finish().unwrap(), whole.finish().unwrap());
+}
+
+#[test]
+fn parts_that_are_too_long_or_too_few_or_out_of_turn_are_refused() {
+    let mut writer = gguf::Writer::new();
+    writer.tensor("a", DType::F32, [2]).unwrap().tensor("b", DType::F32, [1]).unwrap();
+    let begun = || {
+        let mut body = writer.begin(Vec::new()).unwrap();
+        body.part("a", &[0; 3]).unwrap();
+        body
+    };
+    refused(begun().part("a", &[0; 6]), &["`a`", "8", "9"]);
+    refused(begun().part("b", &[0; 4]), &["`a` next", "`b`"]);
+    refused(begun().tensor("a", &[0; 8]), &["`a` next"]);
+    refused(begun().finish().map(drop), &["`a` next", "the end"]);
+}
+
+#[test]
+fn an_apr_file_says_whether_it_is_quantised_and_has_a_vocabulary() {
+    let flags = |dtype, key: &str| {
+        let mut writer = apr::Writer::new();
+        writer.set(key, vec!["a"]).tensor("w", dtype, [256]).unwrap();
+        let len = dtype.row_bytes(256).unwrap();
+        let mut body = writer.begin(Vec::new()).unwrap();
+        body.tensor("w", &vec![0; len]).unwrap();
+        let file = body.finish().unwrap();
+        u16::from_le_bytes([file[6], file[7]])
+    };
+    assert_eq!(flags(DType::F16, "k"), 0x400);
+    assert_eq!(flags(DType::Q4_K, "k"), 0x420);
+    assert_eq!(flags(DType::F32, "tokenizer.vocabulary"), 0x600);
 }

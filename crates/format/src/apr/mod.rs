@@ -11,7 +11,7 @@ mod reader;
 mod writer;
 
 pub(crate) use reader::{checksums, read};
-pub use writer::Writer;
+pub use writer::{Apr, Writer};
 
 pub(crate) const MAGIC: &[u8; 4] = b"APR\0";
 
@@ -33,6 +33,13 @@ const MAX_NAME: u16 = 256;
 
 /// The flag that says what is the only supported layout anyway.
 const ROW_MAJOR: u16 = 0x400;
+
+/// The flag of files with quantised tensors.
+const QUANTIZED: u16 = 0x20;
+
+/// The flag of files with a vocabulary, and the key that it is under.
+const VOCABULARY: u16 = 0x200;
+const VOCABULARY_KEY: &str = "tokenizer.vocabulary";
 
 /// Two spellings of one key: the container's own, and Hugging Face's.
 const ALIASES: &[(&str, &str)] = &[

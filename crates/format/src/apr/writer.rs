@@ -1,71 +1,58 @@
 //! Writing `.apr` version 2.
 
-use std::io::Write;
-
-use apr_tensor::{DType, Shape};
+use apr_tensor::DType;
 
 use super::{
-    ALIGNMENT, DTYPES, HEADER_CRC, HEADER_LEN, MAGIC, MAJOR, MAX_METADATA, MAX_NAME, ROW_MAJOR,
-    header_crc,
+    ALIGNMENT, DTYPES, HEADER_CRC, HEADER_LEN, MAGIC, MAJOR, MAX_METADATA, MAX_NAME, QUANTIZED,
+    ROW_MAJOR, VOCABULARY, VOCABULARY_KEY, header_crc,
 };
 use crate::{
-    Result, Value,
+    Map, Result,
     tensors::MAX_DIMS,
-    write::{Body, Declarations, pad},
+    write::{Declared, Header, pad, sealed::Layout, unwritable},
 };
 
-/// Declares metadata and tensors of an `.apr` file, then writes them, sorted by name.
-#[derive(Clone, Debug)]
-pub struct Writer(Declarations);
+/// `.apr` version 2, as a container to write.
+#[derive(Clone, Copy, Debug)]
+pub struct Apr;
 
-impl Default for Writer {
-    fn default() -> Self {
-        Self::new()
+/// Declares metadata and tensors of an `.apr` file, then writes them, sorted by name.
+pub type Writer = crate::write::Writer<Apr>;
+
+impl Apr {
+    /// Whether an `.apr` file can hold tensors of this type.
+    pub fn holds(dtype: DType) -> bool {
+        number_of(dtype).is_some()
     }
 }
 
-impl Writer {
-    /// A file with nothing in it.
-    pub fn new() -> Self {
-        Self(Declarations::new("an .apr file"))
-    }
+impl Layout for Apr {
+    const NAME: &'static str = "an .apr file";
 
-    /// Sets a metadata key.
-    pub fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
-        self.0.metadata.insert(key, value);
-        self
-    }
-
-    /// Declares a tensor. [`Body::next_tensor`] tells whose turn it is: the order is by name.
-    pub fn tensor(
-        &mut self,
-        name: &str,
-        dtype: DType,
-        shape: impl Into<Shape>,
-    ) -> Result<&mut Self> {
-        let shape = shape.into();
-        if number_of(dtype).is_none() {
-            return Err(self.0.unwritable(format_args!("tensor `{name}` of type {dtype}")));
+    fn refusal(tensor: &Declared) -> Option<String> {
+        let Declared { name, dtype, shape, .. } = tensor;
+        if !Self::holds(*dtype) {
+            return Some(format!(" of type {dtype}"));
         }
-        if name.len() > MAX_NAME.into() || shape.dims().len() > MAX_DIMS {
-            return Err(self.0.unwritable(format_args!(
-                "tensor `{name}` of shape {shape}: at most {MAX_NAME} bytes of name and {MAX_DIMS} dimensions"
-            )));
-        }
-        self.0.tensor(name, dtype, shape)?;
-        Ok(self)
+        (name.len() > MAX_NAME.into() || shape.dims().len() > MAX_DIMS).then(|| {
+            format!(" of shape {shape}: at most {MAX_NAME} bytes of name and {MAX_DIMS} dimensions")
+        })
     }
 
-    /// Writes header, metadata and index to `out`; what it returns takes the data.
-    pub fn begin<W: Write>(&self, out: W) -> Result<Body<W>> {
-        self.0.check_names()?;
-        let mut tensors = self.0.tensors.clone();
+    fn header(metadata: &Map, tensors: &mut [Declared]) -> Result<Header> {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut flags = ROW_MAJOR;
+        if tensors.iter().any(|tensor| tensor.dtype.is_quantized()) {
+            flags |= QUANTIZED;
+        }
+        if metadata.get(VOCABULARY_KEY).is_some() {
+            flags |= VOCABULARY;
+        }
 
-        let mut metadata = serde_json::Value::from(&self.0.metadata).to_string().into_bytes();
+        let mut metadata = serde_json::Value::from(metadata).to_string().into_bytes();
         let metadata_size = metadata.len();
         if metadata_size > MAX_METADATA as usize {
-            return Err(self.0.unwritable(format_args!(
+            return Err(unwritable::<Self>(format_args!(
                 "{metadata_size} bytes of metadata; the limit is {MAX_METADATA}"
             )));
         }
@@ -73,10 +60,10 @@ impl Writer {
 
         let mut index = Vec::new();
         let mut offset = 0u64;
-        for tensor in &tensors {
+        for tensor in &*tensors {
             index.extend((tensor.name.len() as u16).to_le_bytes());
             index.extend(tensor.name.as_bytes());
-            index.push(number_of(tensor.dtype).expect("`tensor` has checked the type"));
+            index.push(number_of(tensor.dtype).expect("`refusal` has checked the type"));
             index.push(tensor.shape.dims().len() as u8);
             for &dim in tensor.shape.dims() {
                 index.extend((dim as u64).to_le_bytes());
@@ -89,20 +76,20 @@ impl Writer {
 
         let index_offset = HEADER_LEN + metadata.len() as u64;
         let data_offset = index_offset + index.len() as u64;
-        let mut header = MAGIC.to_vec();
-        header.extend([MAJOR, 0]);
-        header.extend(ROW_MAJOR.to_le_bytes());
-        header.extend((tensors.len() as u32).to_le_bytes());
-        header.extend(HEADER_LEN.to_le_bytes());
-        header.extend((metadata_size as u32).to_le_bytes());
-        header.extend(index_offset.to_le_bytes());
-        header.extend(data_offset.to_le_bytes());
-        pad(&mut header, HEADER_LEN);
-        let crc = header_crc(&header);
-        header[HEADER_CRC].copy_from_slice(&crc.to_le_bytes());
-        header.append(&mut metadata);
-        header.append(&mut index);
-        Body::begin(out, &header, tensors, ALIGNMENT, Some(crc32fast::Hasher::new()))
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend([MAJOR, 0]);
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend((tensors.len() as u32).to_le_bytes());
+        bytes.extend(HEADER_LEN.to_le_bytes());
+        bytes.extend((metadata_size as u32).to_le_bytes());
+        bytes.extend(index_offset.to_le_bytes());
+        bytes.extend(data_offset.to_le_bytes());
+        pad(&mut bytes, HEADER_LEN);
+        let crc = header_crc(&bytes);
+        bytes[HEADER_CRC].copy_from_slice(&crc.to_le_bytes());
+        bytes.append(&mut metadata);
+        bytes.append(&mut index);
+        Ok(Header { bytes, alignment: ALIGNMENT, checksum: true })
     }
 }
 

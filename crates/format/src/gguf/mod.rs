@@ -9,7 +9,7 @@ mod reader;
 mod writer;
 
 pub(crate) use reader::read;
-pub use writer::Writer;
+pub use writer::{Gguf, Writer};
 
 pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
 

@@ -1,95 +1,68 @@
 //! Writing GGUF version 3.
 
-use std::io::Write;
-
-use apr_tensor::{DType, Shape};
-
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, value_type};
 use crate::{
-    Result, Value,
-    write::{Body, Declarations, pad},
+    Map, Result, Value,
+    write::{Declared, Header, pad, sealed::Layout, unwritable},
 };
 
-/// Declares metadata and tensors of a GGUF file, then writes them.
+/// GGUF version 3, as a container to write.
 ///
 /// An integer is written in 32 bits if it fits, else in 64, as llama.cpp's own keys have it. The key
 /// `general.alignment` is obeyed.
-#[derive(Clone, Debug)]
-pub struct Writer(Declarations);
+#[derive(Clone, Copy, Debug)]
+pub struct Gguf;
 
-impl Default for Writer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+/// Declares metadata and tensors of a GGUF file, then writes them in the order of declaration.
+pub type Writer = crate::write::Writer<Gguf>;
 
-impl Writer {
-    /// A file with nothing in it.
-    pub fn new() -> Self {
-        Self(Declarations::new("a GGUF file"))
-    }
+impl Layout for Gguf {
+    const NAME: &'static str = "a GGUF file";
 
-    /// Sets a metadata key.
-    pub fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
-        self.0.metadata.insert(key, value);
-        self
+    fn refusal(tensor: &Declared) -> Option<String> {
+        let dtype = tensor.dtype;
+        dtype.ggml_id().is_none().then(|| format!(" of type {dtype}"))
     }
 
-    /// Declares the next tensor.
-    pub fn tensor(
-        &mut self,
-        name: &str,
-        dtype: DType,
-        shape: impl Into<Shape>,
-    ) -> Result<&mut Self> {
-        if dtype.ggml_id().is_none() {
-            return Err(self.0.unwritable(format_args!("tensor `{name}` of type {dtype}")));
-        }
-        self.0.tensor(name, dtype, shape.into())?;
-        Ok(self)
-    }
-
-    /// Writes header, metadata and index to `out`; what it returns takes the data.
-    pub fn begin<W: Write>(&self, out: W) -> Result<Body<W>> {
-        self.0.check_names()?;
-        let alignment = self.alignment()?;
-        let mut header = MAGIC.to_vec();
-        put_u32(&mut header, 3);
-        put_u64(&mut header, self.0.tensors.len());
-        put_u64(&mut header, self.0.metadata.len());
-        for (key, value) in self.0.metadata.iter() {
-            put_text(&mut header, key);
+    fn header(metadata: &Map, tensors: &mut [Declared]) -> Result<Header> {
+        let alignment = alignment(metadata)?;
+        let mut bytes = MAGIC.to_vec();
+        put_u32(&mut bytes, 3);
+        put_u64(&mut bytes, tensors.len());
+        put_u64(&mut bytes, metadata.len());
+        for (key, value) in metadata.iter() {
+            put_text(&mut bytes, key);
             let kind = kind_of(std::slice::from_ref(value));
             let kind =
-                kind.ok_or_else(|| self.0.unwritable(format_args!("key `{key}`, {value}")))?;
-            put_u32(&mut header, kind);
-            put_value(&mut header, kind, value).ok_or_else(|| {
-                self.0.unwritable(format_args!("key `{key}`, a list of several types"))
+                kind.ok_or_else(|| unwritable::<Self>(format_args!("key `{key}`, {value}")))?;
+            put_u32(&mut bytes, kind);
+            put_value(&mut bytes, kind, value).ok_or_else(|| {
+                unwritable::<Self>(format_args!("key `{key}`, a list of several types"))
             })?;
         }
         let mut offset = 0u64;
-        for tensor in &self.0.tensors {
-            put_text(&mut header, &tensor.name);
-            put_u32(&mut header, tensor.shape.dims().len() as u32);
+        for tensor in tensors {
+            put_text(&mut bytes, &tensor.name);
+            put_u32(&mut bytes, tensor.shape.dims().len() as u32);
             for &dim in tensor.shape.dims().iter().rev() {
-                put_u64(&mut header, dim);
+                put_u64(&mut bytes, dim);
             }
-            put_u32(&mut header, tensor.dtype.ggml_id().expect("`tensor` has checked the type"));
-            header.extend(offset.to_le_bytes());
+            put_u32(&mut bytes, tensor.dtype.ggml_id().expect("`refusal` has checked the type"));
+            bytes.extend(offset.to_le_bytes());
             offset += tensor.len.next_multiple_of(alignment);
         }
-        pad(&mut header, alignment);
-        Body::begin(out, &header, self.0.tensors.clone(), alignment, None)
+        pad(&mut bytes, alignment);
+        Ok(Header { bytes, alignment, checksum: false })
     }
+}
 
-    fn alignment(&self) -> Result<u64> {
-        let Some(value) = self.0.metadata.get(ALIGNMENT_KEY) else { return Ok(DEFAULT_ALIGNMENT) };
-        value.as_u64().filter(|n| n.is_power_of_two()).ok_or_else(|| {
-            self.0.unwritable(format_args!(
-                "key `{ALIGNMENT_KEY}`, {value}, for it is no power of two"
-            ))
-        })
-    }
+fn alignment(metadata: &Map) -> Result<u64> {
+    let Some(value) = metadata.get(ALIGNMENT_KEY) else { return Ok(DEFAULT_ALIGNMENT) };
+    value.as_u64().filter(|n| n.is_power_of_two()).ok_or_else(|| {
+        unwritable::<Gguf>(format_args!(
+            "key `{ALIGNMENT_KEY}`, {value}, for it is no power of two"
+        ))
+    })
 }
 
 /// The narrowest of the types that we write which holds each of `values`.

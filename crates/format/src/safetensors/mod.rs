@@ -6,7 +6,7 @@ mod reader;
 mod writer;
 
 pub(crate) use reader::{Contents, read};
-pub use writer::Writer;
+pub use writer::{Safetensors, Writer};
 
 /// The key of the header that is no tensor: free texts of the writer.
 pub(crate) const METADATA_KEY: &str = "__metadata__";
