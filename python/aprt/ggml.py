@@ -19,7 +19,7 @@ from .errors import AprtError
 
 _OBJECT_BYTES = 32  # what a ggml context keeps beside each tensor (GGML_OBJECT_SIZE)
 _CPU, _ACCELERATOR = 0, 3  # enum ggml_backend_dev_type
-_NUMPY = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
+_NUMPY = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "i32": np.dtype("<i4")}
 
 
 class Tensor(ctypes.Structure):

@@ -37,7 +37,14 @@ _PER_LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    # Of all experts, one behind the other.
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
 }
+# Architectures that Hugging Face spells otherwise.
+_MODEL_TYPES = {"qwen3moe": "qwen3_moe"}
 
 # Keys of the architecture's namespace that make up the configuration.
 _CONFIG_KEYS = {
@@ -53,6 +60,13 @@ _CONFIG_KEYS = {
     "rope.dimension_count",
     "vocab_size",
 }
+# Those of a mixture of experts.
+_EXPERT_KEYS = {
+    "expert_count",
+    "expert_used_count",
+    "expert_feed_forward_length",
+    "expert_weights_norm",
+}
 # Keys that do not change a forward pass.
 _INERT_KEYS = {"context_length", "tensor_data_layout", "rope.scaling.original_context_length"}
 # Keys that change nothing at these values.
@@ -65,6 +79,10 @@ _NEUTRAL = {
     "attn_logit_softcapping": (0.0,),
     "expert_count": (0,),
     "expert_used_count": (0,),
+    "expert_gating_func": (1,),  # softmax
+    "expert_group_count": (0, 1),
+    "expert_shared_count": (0,),
+    "expert_weights_scale": (0.0, 1.0),
     "final_logit_softcapping": (0.0,),
     "logit_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
@@ -91,6 +109,11 @@ class GgufFile:
     def architecture(self) -> str:
         return self.metadata["general.architecture"]
 
+    @property
+    def model_type(self) -> str:
+        """The architecture as `config.json` names it."""
+        return _model_type(self.architecture)
+
 
 def open_file(path: Path) -> GgufFile:
     """Opens a file of a supported architecture all of whose tensors are known."""
@@ -102,12 +125,16 @@ def open_file(path: Path) -> GgufFile:
             f"{path}: not a readable GGUF file (damaged or truncated): {error}"
         ) from None
     architecture = metadata.get("general.architecture")
-    check_architecture(architecture, path)
+    check_architecture(_model_type(architecture), path)
     tensors = [(t.name, t.tensor_type.name, t.shape.tolist()[::-1]) for t in reader.tensors]
     for name, *_ in tensors:
         if name != ROPE_FREQS and hf_name(name) is None:
             raise AprtError(f"{path}: tensor {name} is not one of a {architecture} model")
     return GgufFile(path, reader, metadata, tensors)
+
+
+def _model_type(architecture: str | None) -> str | None:
+    return _MODEL_TYPES.get(architecture, architecture)
 
 
 def dequantise(path: Path, tensor: gguf.ReaderTensor) -> np.ndarray:
@@ -118,7 +145,7 @@ def dequantise(path: Path, tensor: gguf.ReaderTensor) -> np.ndarray:
 
 
 def hf_name(name: str) -> str | None:
-    """The parameter that a GGUF tensor holds."""
+    """The parameter that a GGUF tensor holds, of experts the parameters of all."""
     if name in _WHOLE_MODEL:
         return _WHOLE_MODEL[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
@@ -147,7 +174,10 @@ def settings(file: GgufFile, remedy: str = "") -> dict:
 
     heads = need("attention.head_count")
     kv_heads = optional("attention.head_count_kv", heads)
-    ffn = need("feed_forward_length")
+    experts = _experts(need, optional, shapes) if file.model_type == "qwen3_moe" else {}
+    # Where every layer has experts, nothing has this length.
+    ffn = optional("feed_forward_length", experts.get("moe_intermediate_size"))
+    ffn = need("feed_forward_length") if ffn is None else ffn
     for key, value in (
         ("head_count", heads),
         ("head_count_kv", kv_heads),
@@ -184,7 +214,20 @@ def settings(file: GgufFile, remedy: str = "") -> dict:
         described["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if architecture == "llama":
         described["mlp_bias"] = "blk.0.ffn_gate.bias" in shapes
-    return described
+    return described | experts
+
+
+def _experts(need, optional, shapes: Mapping) -> dict:
+    """The settings of a mixture of experts; a layer without a router is a dense one."""
+    layers = range(need("block_count"))
+    return {
+        "num_experts": need("expert_count"),
+        "num_experts_per_tok": need("expert_used_count"),
+        "moe_intermediate_size": need("expert_feed_forward_length"),
+        "norm_topk_prob": optional("expert_weights_norm", True),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in shapes],
+    }
 
 
 def _refuse_unknown(path: Path, architecture: str, metadata: Mapping, remedy: str) -> None:
@@ -193,11 +236,14 @@ def _refuse_unknown(path: Path, architecture: str, metadata: Mapping, remedy: st
         raise AprtError(f"{path}: holds a {kind}, not a model (general.type)")
     if metadata.get("split.count", 0) > 1:
         raise AprtError(f"{path}: one of several parts; merge them first (gguf-split --merge)")
+    understood = _CONFIG_KEYS | _INERT_KEYS
+    if _model_type(architecture) == "qwen3_moe":
+        understood |= _EXPERT_KEYS
     for key, value in metadata.items():
         if not key.startswith(f"{architecture}."):
             continue
         short = key.removeprefix(f"{architecture}.")
-        if short in _CONFIG_KEYS or short in _INERT_KEYS or value in _NEUTRAL.get(short, ()):
+        if short in understood or value in _NEUTRAL.get(short, ()):
             continue
         raise AprtError(
             f"{path}: metadata {key} = {value!r} may change the numbers and is not supported"

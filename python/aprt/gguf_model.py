@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .errors import AprtError
 from .gguf_file import ROPE_FREQS, dequantise, hf_name, open_file, settings, unpermute
+from .hf import EAGER
 
 _REMEDY = "; --hf-config DIR gives a configuration to use instead of the metadata"
 
@@ -34,14 +35,13 @@ def load(
 ) -> tuple[torch.nn.Module, Index]:
     """The file's model, with eager attention, in `dtype` (float32 is exact)."""
     file = open_file(path)
-    architecture = file.architecture
     if hf_config is None:
-        config = AutoConfig.for_model(architecture, **settings(file, _REMEDY))
+        config = AutoConfig.for_model(file.model_type, **settings(file, _REMEDY))
     else:
         config = AutoConfig.from_pretrained(hf_config, local_files_only=True)
-        if config.model_type != architecture:
+        if config.model_type != file.model_type:
             raise AprtError(
-                f"{hf_config}: is of {config.model_type!r}, and {path} of {architecture!r}"
+                f"{hf_config}: is of {config.model_type!r}, and {path} of {file.model_type!r}"
             )
 
     state, types, factors = {}, {}, None
@@ -51,13 +51,14 @@ def load(
             continue
         name = hf_name(tensor.name)
         values = dequantise(path, tensor)
-        if architecture == "llama" and (heads := _rotary_heads(tensor.name, config)):
+        if file.architecture == "llama" and (heads := _rotary_heads(tensor.name, config)):
             values = unpermute(values, heads)
         state[name] = torch.from_numpy(np.array(values, dtype=np.float32)).to(dtype)
         types[name] = tensor.tensor_type.name
     if config.tie_word_embeddings:
         _drop_tied_output(path, state)
         types["lm_head.weight"] = types.get("model.embed_tokens.weight")
+    _fuse_experts(path, state)
     model = _build(path, config, state, dtype)
     if factors is not None:
         _apply_rope_factors(path, model, factors)
@@ -84,11 +85,23 @@ def _drop_tied_output(path: Path, state: dict[str, torch.Tensor]) -> None:
         )
 
 
+def _fuse_experts(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Joins the gate and up projections of experts, which are one parameter in the model."""
+    for name in [name for name in state if name.endswith(".experts.gate_proj.weight")]:
+        experts = name.removesuffix(".gate_proj.weight")
+        gate, up = state.pop(name), state.pop(f"{experts}.up_proj.weight", None)
+        if up is None or up.shape != gate.shape:
+            raise AprtError(f"{path}: {experts}: gate_proj has no up_proj of its shape")
+        state[f"{experts}.gate_up_proj"] = torch.cat([gate, up], dim=1)
+    for name in [name for name in state if name.endswith(".experts.down_proj.weight")]:
+        state[name.removesuffix(".weight")] = state.pop(name)
+
+
 def _build(
     path: Path, config: PreTrainedConfig, state: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> torch.nn.Module:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **EAGER)
     expected = {name: p.shape for name, p in model.named_parameters()}
     problems = {
         "the file lacks": expected.keys() - state.keys(),

@@ -5,8 +5,9 @@ the model's own: `qkv_matmul` of a projection with bias. Torch fuses product and
 product alone is computed beside it, and `qkv_bias`, which is the model's own value, need not be
 `qkv_matmul + bias` to the bit.
 
-Refuses what a capture could not describe faithfully: batches, padding, sliding windows, another
-attention implementation than eager, and architectures whose stages nobody has checked.
+Refuses what a capture could not describe faithfully: batches, padding, sliding windows, other
+implementations of attention and experts than eager, and architectures whose stages nobody has
+checked.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ import torch
 
 from .errors import AprtError
 from .plan import plan_ops, tool
-from .stages import Dims, Rows, select_sites
+from .stages import EXPERT_CONFIG, Dims, Experts, Rows, select_sites
 from .store import CaptureWriter
 from .taps import Taps
 
-SUPPORTED = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
+SUPPORTED = (
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "LlamaForCausalLM",
+)
+# How a model is loaded whose values can be seen; models without experts ignore theirs.
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -41,6 +49,20 @@ def model_dims(model: torch.nn.Module) -> Dims:
         vocab=model.lm_head.out_features,
         qkv_bias=attention.q_proj.bias is not None,
         qk_norm=hasattr(attention, "q_norm"),
+        experts=_experts(model),
+    )
+
+
+def _experts(model: torch.nn.Module) -> Experts | None:
+    layers = [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")]
+    if not layers:
+        return None
+    config = model.config
+    return Experts(
+        count=config.num_experts,
+        used=config.num_experts_per_tok,
+        ffn=config.moe_intermediate_size,
+        layers=frozenset(layers),
     )
 
 
@@ -63,6 +85,8 @@ def model_config(model: torch.nn.Module, dims: Dims) -> dict:
     }
     if rope["rope_type"] != "default":
         config["rope_scaling"] = dict(rope)
+    if dims.experts is not None:
+        config |= {key: getattr(model.config, key) for key in EXPERT_CONFIG}
     return config
 
 
@@ -157,6 +181,12 @@ def _check_model(model: torch.nn.Module) -> None:
         raise AprtError(
             f"{name}: attention {implementation!r} hides its scores; "
             "load with attn_implementation='eager'"
+        )
+    implementation = model.config._experts_implementation
+    if implementation != "eager" and _experts(model) is not None:
+        raise AprtError(
+            f"{name}: experts {implementation!r} compute their rows at once and hide them; "
+            "load with experts_implementation='eager'"
         )
     if model.training:
         raise AprtError(f"{name}: the model is in training mode; call model.eval() first")

@@ -26,7 +26,15 @@ def step_layout(
             shape = site.stage.shape(dims, len(rows), positions[-1] + 1)
             own = tuple(positions[i] for i in rows)
             specs.append(
-                TensorSpec(site.name, site.stage.name, site.layer, shape, site.stage.axes, own)
+                TensorSpec(
+                    site.name,
+                    site.stage.name,
+                    site.layer,
+                    shape,
+                    site.stage.axes,
+                    own,
+                    site.stage.dtype,
+                )
             )
     return specs
 

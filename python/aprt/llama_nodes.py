@@ -37,6 +37,11 @@ _BY_NAME = {
     ("SWIGLU", "ffn_swiglu"): "ffn_swigl",
     ("MUL", "ffn_gate_par"): "ffn_swigl",
     ("ADD", "l_out"): "post_ffn_residual",
+    ("VIEW", "ffn_moe_topk"): "moe_router_indices",  # the first of the sorted ids of all experts
+    ("DIV", "ffn_moe_weights_norm"): "moe_router_weights",
+    ("SWIGLU", "ffn_moe_swiglu"): "moe_expert_swigl",
+    ("ADD", "ffn_moe_out"): "ffn_out",
+    ("CONT", "ffn_moe_out"): "ffn_out",  # of one expert there is nothing to add
 }
 _BY_WEIGHT = {
     ("GET_ROWS", "token_embd.weight"): "embedding",
@@ -44,6 +49,10 @@ _BY_WEIGHT = {
     ("MUL", "attn_q_norm.weight"): "q_norm",
     ("MUL", "attn_k_norm.weight"): "k_norm",
     ("MUL", "ffn_norm.weight"): "ffn_norm",
+    ("MUL_MAT", "ffn_gate_inp.weight"): "moe_router",
+    ("MUL_MAT_ID", "ffn_gate_exps.weight"): "moe_expert_gate",
+    ("MUL_MAT_ID", "ffn_up_exps.weight"): "moe_expert_up",
+    ("MUL_MAT_ID", "ffn_down_exps.weight"): "moe_expert_out",
     ("MUL", "output_norm.weight"): "final_norm",
     ("MUL_MAT", "output.weight"): "lm_head",
     ("MUL_MAT", "token_embd.weight"): "lm_head",

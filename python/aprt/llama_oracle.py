@@ -28,7 +28,7 @@ from .llama_nodes import FLASH, NodeTable
 from .llama_plan import Plan, rounded_to
 from .llama_taps import Taps
 from .prompts import Prompt, Selection, check_ids, summary
-from .stages import STAGES, Dims, Rows, select_sites
+from .stages import EXPERT_CONFIG, STAGES, Dims, Experts, Rows, select_sites
 from .store import CaptureWriter, StepInfo, index_sha256
 
 FLASH_ATTENTION = {
@@ -124,6 +124,7 @@ def _describe(file: GgufFile) -> tuple[dict, Dims]:
         vocab=settings["vocab_size"],
         qkv_bias="blk.0.attn_q.bias" in names,
         qk_norm="blk.0.attn_q_norm.weight" in names,
+        experts=_experts(file, settings),
     )
     kept = (
         "num_hidden_layers",
@@ -142,7 +143,25 @@ def _describe(file: GgufFile) -> tuple[dict, Dims]:
         "qk_norm": dims.qk_norm,
         "rope_theta": settings["rope_parameters"]["rope_theta"],
     }
+    if dims.experts is not None:
+        config |= {key: settings[key] for key in EXPERT_CONFIG}
     return config, dims
+
+
+def _experts(file: GgufFile, settings: dict) -> Experts | None:
+    if "num_experts" not in settings:
+        return None
+    if not settings["norm_topk_prob"] or settings["mlp_only_layers"]:
+        raise AprtError(
+            f"{file.path}: llama.cpp has experts in every layer and always divides their weights "
+            "by the sum; this file says otherwise"
+        )
+    return Experts(
+        count=settings["num_experts"],
+        used=settings["num_experts_per_tok"],
+        ffn=settings["moe_intermediate_size"],
+        layers=frozenset(range(settings["num_hidden_layers"])),
+    )
 
 
 @contextmanager
@@ -317,11 +336,12 @@ def _hidden(dims: Dims, shown: set[str]) -> dict[str, str]:
         "attn_scores": "flash attention never has the scores; give --flash-attention off",
         "attn_softmax": "flash attention never has the shares; give --flash-attention off",
         "ffn_silu": "llama.cpp computes it together with ffn_swigl, and never has it alone",
+        "moe_expert_silu": "llama.cpp computes it together with moe_expert_swigl",
     }
     return {
         stage.name: reasons.get(stage.name, "llama.cpp's graph of this model has no such node")
         for stage in STAGES
-        if stage.present(dims) and stage.name not in shown
+        if stage.layers(dims) and stage.name not in shown
     }
 
 
@@ -401,7 +421,7 @@ def _identity(model: Model) -> dict:
     return {
         "path": str(model.file.path),
         "format": "gguf",
-        "architecture": model.file.architecture,
+        "architecture": model.file.model_type,
         "index_sha256": index_sha256(model.file.tensors),
         "file_sha256": None,
         "config": model.config,

@@ -98,11 +98,30 @@ class Plan:
         yield self._linear(site("attn_out"), tensor("attn_output"))
         yield self._op("add", [site("post_attn_residual")], "ggml_add")
         yield self._norm(site("ffn_norm"), tensor("ffn_norm"))
+        yield from (self._experts if self._dims.sparse(layer) else self._dense)(site, tensor)
+        yield self._op("add", [site("post_ffn_residual")], "ggml_add")
+
+    def _dense(self, site, tensor) -> Iterator[dict]:
         yield self._linear(site("ffn_gate"), tensor("ffn_gate"))
         yield self._linear(site("ffn_up"), tensor("ffn_up"))
         yield self._op("swiglu", [site("ffn_silu"), site("ffn_swigl")], "ggml_swiglu_split")
         yield self._linear(site("ffn_out"), tensor("ffn_down"))
-        yield self._op("add", [site("post_ffn_residual")], "ggml_add")
+
+    def _experts(self, site, tensor) -> Iterator[dict]:
+        def product(stage: str, part: str) -> dict:
+            weight = tensor(f"ffn_{part}_exps")
+            return self._linear(site(stage), weight, op="expert_linear", kernel="ggml_mul_mat_id")
+
+        yield self._linear(site("moe_router"), tensor("ffn_gate_inp"))
+        indices = self._op("top_k", [site("moe_router_indices")], "ggml_argsort_top_k")
+        yield indices | {"output": "I32"}
+        yield self._op("route_weights", [site("moe_router_weights")], "ggml_soft_max/ggml_div")
+        yield product("moe_expert_gate", "gate")
+        yield product("moe_expert_up", "up")
+        swiglu = [site("moe_expert_silu"), site("moe_expert_swigl")]
+        yield self._op("swiglu", swiglu, "ggml_swiglu_split")
+        yield product("moe_expert_out", "down")
+        yield self._op("weighted_sum", [site("ffn_out")], "ggml_mul/ggml_add")
 
     def _attention(self, site, steps: Sequence[tuple[int, int]]) -> Iterator[dict]:
         if not self._flash:
@@ -131,11 +150,13 @@ class Plan:
             "rms_norm", [site], "ggml_rms_norm", [f"{tensor}.weight"], accumulation="f64"
         )
 
-    def _linear(self, site: str, *tensors: str) -> dict:
+    def _linear(
+        self, site: str, *tensors: str, op: str = "linear", kernel: str = "ggml_mul_mat"
+    ) -> dict:
         weights = [f"{tensor}.weight" for tensor in tensors]
         rounded = [rounded_to(self._types[weight]) for weight in weights]
         activations = rounded[0] if len(set(rounded)) == 1 else rounded
-        return self._op("linear", [site], "ggml_mul_mat", weights, activations=activations)
+        return self._op(op, [site], kernel, weights, activations=activations)
 
     def _op(
         self,

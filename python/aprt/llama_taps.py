@@ -92,6 +92,8 @@ class Taps:
             self._softmax(tensor, node.layer, value)
         elif node.part is not None:
             self._projection(node, value[0])
+        elif node.stage.startswith("moe_expert"):
+            self._put(node, value[self._picked])
         elif node.stage in ("q_norm", "k_norm", "q_post_rope", "k_post_rope"):
             self._put(node, self._in_halves(value[self._picked]))
         else:

@@ -7,6 +7,7 @@ decodes with the model's own cache. The hooks are in `hf`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from . import gguf_model
 from .errors import AprtError
-from .hf import DTYPES, Provenance, capture, model_dims
+from .hf import DTYPES, EAGER, Provenance, capture, model_dims
 from .layout import run_bytes
 from .prompts import Prompt, Selection, check_ids, summary
 from .stages import Rows, check_architecture, select_sites
@@ -66,10 +67,11 @@ def _load_directory(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Pr
             f"{path}: quantised checkpoints are not supported; give the unquantised one or a GGUF"
         )
     index = _safetensors_index(path)
+    _check_experts(path, config, {name for name, *_ in index})
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
-        attn_implementation="eager",
+        **EAGER,
         local_files_only=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below, by name
@@ -82,8 +84,30 @@ def _load_directory(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Pr
     for problem, names in problems.items():
         if names:
             raise AprtError(f"{path}: tensors {problem}: {', '.join(sorted(names))}")
-    types = {name: dtype for name, dtype, _ in index}
+    types = {_without_expert(name): dtype for name, dtype, _ in index}
     return model, Provenance(str(path), "safetensors", index_sha256(index), types)
+
+
+_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(gate|up|down)_proj\.weight")
+
+
+def _check_experts(path: Path, config: dict, names: set[str]) -> None:
+    """Names the tensors that experts lack; transformers says no more than that fusing them failed."""
+    count = config.get("num_experts", config.get("num_local_experts", 0))
+    mixtures = {match[1] for name in names if (match := _EXPERT.fullmatch(name))}
+    expected = {
+        f"{experts}.{i}.{part}_proj.weight"
+        for experts in mixtures
+        for i in range(count)
+        for part in ("gate", "up", "down")
+    }
+    if missing := expected - names:
+        raise AprtError(f"{path}: tensors are missing from the files: {', '.join(sorted(missing))}")
+
+
+def _without_expert(name: str) -> str:
+    """The name of a tensor of one expert as that of all experts, which are of one type."""
+    return re.sub(r"\.experts\.\d+\.", ".experts.", name)
 
 
 def _safetensors_index(path: Path) -> list[tuple[str, str, Sequence[int]]]:

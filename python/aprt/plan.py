@@ -10,7 +10,7 @@ import torch
 from .stages import Dims
 
 # Op, the stages it computes, the modules whose weights it reads. Torch fuses projection and bias.
-_LAYER_OPS = (
+_ATTENTION_OPS = (
     ("rms_norm", ("attn_norm",), ("input_layernorm",)),
     ("linear", ("qkv_matmul", "qkv_bias"), tuple(f"self_attn.{p}_proj" for p in "qkv")),
     ("rms_norm", ("q_norm",), ("self_attn.q_norm",)),
@@ -23,13 +23,26 @@ _LAYER_OPS = (
     ("linear", ("attn_out",), ("self_attn.o_proj",)),
     ("add", ("post_attn_residual",), ()),
     ("rms_norm", ("ffn_norm",), ("post_attention_layernorm",)),
+)
+_DENSE_OPS = (
     ("linear", ("ffn_gate",), ("mlp.gate_proj",)),
     ("linear", ("ffn_up",), ("mlp.up_proj",)),
     ("silu", ("ffn_silu",), ()),
     ("mul", ("ffn_swigl",), ()),
     ("linear", ("ffn_out",), ("mlp.down_proj",)),
-    ("add", ("post_ffn_residual",), ()),
 )
+_EXPERT_OPS = (
+    ("linear", ("moe_router",), ("mlp.gate",)),
+    ("top_k", ("moe_router_indices",), ()),
+    ("route_weights", ("moe_router_weights",), ()),
+    ("expert_linear", ("moe_expert_gate",), ("mlp.experts.gate_proj",)),
+    ("expert_linear", ("moe_expert_up",), ("mlp.experts.up_proj",)),
+    ("silu", ("moe_expert_silu",), ()),
+    ("mul", ("moe_expert_swigl",), ()),
+    ("expert_linear", ("moe_expert_out",), ("mlp.experts.down_proj",)),
+    ("weighted_sum", ("ffn_out",), ()),
+)
+_END_OPS = (("add", ("post_ffn_residual",), ()),)
 
 
 def tool() -> dict:
@@ -40,7 +53,10 @@ def tool() -> dict:
 def plan_ops(model: torch.nn.Module, dims: Dims, weight_types: Mapping[str, str]) -> list[dict]:
     """The manifest's `plan.ops`. `weight_types` are the stored types of the parameters, by name."""
     run = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[model.dtype]
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    # The projections of all experts are one or two parameters; they are stored, and named, apart.
+    experts = [name.rpartition(".")[0] for name in parameters if name.endswith(".gate_up_proj")]
+    parameters |= {f"{e}.{p}_proj.weight" for e in experts for p in ("gate", "up", "down")}
 
     def weights(modules: tuple[str, ...]) -> list[str]:
         """Stored types: float32 holds each exactly; another type rounds them, so names itself."""
@@ -57,7 +73,7 @@ def plan_ops(model: torch.nn.Module, dims: Dims, weight_types: Mapping[str, str]
             "weights": weights(modules),
             "activations": run,
             "accumulation": "f32",
-            "output": run,
+            "output": "I32" if op == "top_k" else run,
         }
         for op, sites, modules in _ops(dims)
     ]
@@ -71,7 +87,8 @@ def _ops(dims: Dims) -> Iterator[tuple[str, list[str], tuple[str, ...]]]:
         absent.update(("q_norm", "k_norm"))
     yield "embedding", ["embedding"], ("model.embed_tokens",)
     for i in range(dims.layers):
-        for op, stages, modules in _LAYER_OPS:
+        feed_forward = _EXPERT_OPS if dims.sparse(i) else _DENSE_OPS
+        for op, stages, modules in (*_ATTENTION_OPS, *feed_forward, *_END_OPS):
             sites = [f"layers.{i}.{s}" for s in stages if s not in absent]
             if sites:
                 yield op, sites, tuple(f"model.layers.{i}.{m}" for m in modules)

@@ -25,12 +25,12 @@ from .errors import AprtError
 
 SCHEMA = "apr-capture/1"
 MANIFEST = "manifest.json"
-F32_BYTES = 4
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I32": "<i4"}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a step, known before the step runs. Values are stored as F32."""
+    """One tensor of a step, known before the step runs."""
 
     name: str
     stage: str
@@ -38,10 +38,11 @@ class TensorSpec:
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     positions: tuple[int, ...]
+    dtype: str = "F32"
 
     @property
     def nbytes(self) -> int:
-        return F32_BYTES * prod(self.shape)
+        return np.dtype(_NUMPY[self.dtype]).itemsize * prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class StepWriter:
             )
         if name in self._entries:
             raise AprtError(f"{name}: computed twice in one step")
-        data = np.ascontiguousarray(value, dtype="<f4").tobytes()
+        data = np.ascontiguousarray(value, dtype=_NUMPY[spec.dtype]).tobytes()
         self._file.seek(self._offsets[name])
         self._file.write(data)
         self._entries[name] = {
@@ -158,7 +159,7 @@ class StepWriter:
             "layer": spec.layer,
             "shape": list(spec.shape),
             "axes": list(spec.axes),
-            "dtype": "F32",
+            "dtype": spec.dtype,
             "positions": list(spec.positions),
             "blake3": blake3(data).hexdigest(),
         }
@@ -181,7 +182,8 @@ def _layout(tensors: Sequence[TensorSpec]) -> tuple[bytes, dict[str, int]]:
     entries, end = {}, 0
     for spec in tensors:
         start, end = end, end + spec.nbytes
-        entries[spec.name] = {"dtype": "F32", "shape": spec.shape, "data_offsets": [start, end]}
+        place = {"shape": spec.shape, "data_offsets": [start, end]}
+        entries[spec.name] = {"dtype": spec.dtype, **place}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
@@ -258,9 +260,6 @@ def _read_step(directory: Path, entry: Mapping) -> Step:
     if stored:
         raise AprtError(f"{path}: {', '.join(stored)} is in the file and not in the manifest")
     return Step(entry, MappingProxyType(tensors))
-
-
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I32": "<i4"}
 
 
 def _to_numpy(raw: Mapping) -> np.ndarray:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .errors import AprtError
+from .expert_taps import ExpertLoop
 from .layout import step_layout
 from .stages import Dims, Rows, Site, site_name
 from .store import CaptureWriter, StepInfo, StepWriter
@@ -139,7 +140,8 @@ class Taps:
         value = value.detach()
         if len(picked) != value.shape[row_axis]:
             value = value.index_select(row_axis, torch.tensor(picked, device=value.device))
-        self._step.put(site_name(stage, layer), value.to("cpu", torch.float32).contiguous().numpy())
+        kept_as = torch.float32 if value.is_floating_point() else torch.int32
+        self._step.put(site_name(stage, layer), value.to("cpu", kept_as).contiguous().numpy())
 
     # Hooks
 
@@ -156,6 +158,10 @@ class Taps:
             pre_hook(inner.layers[0], lambda x: self._put("embedding", None, x[0]))
             for index, layer in enumerate(inner.layers):
                 self._attach_layer(hook, pre_hook, index, layer)
+                if self._dims.sparse(index):
+                    hook_all = layer.mlp.gate.register_forward_hook(self._router(index))
+                    stack.callback(hook_all.remove)
+                    stack.enter_context(self._experts_wrapped(index, layer.mlp.experts))
             stack.enter_context(self._attention_wrapped())
             hook(inner.norm, lambda _, y: self._put("final_norm", None, y[0]))
             hook(self._model.lm_head, lambda _, y: self._put("lm_head", None, y[0]))
@@ -183,12 +189,47 @@ class Taps:
         hook(attention.o_proj, put("attn_out"))
         pre_hook(layer.post_attention_layernorm, put_input("post_attn_residual"))
         hook(layer.post_attention_layernorm, put("ffn_norm"))
-        hook(mlp.gate_proj, put("ffn_gate"))
-        hook(mlp.up_proj, put("ffn_up"))
-        hook(mlp.act_fn, put("ffn_silu"))
-        pre_hook(mlp.down_proj, put_input("ffn_swigl"))
-        hook(mlp.down_proj, put("ffn_out"))
+        if not self._dims.sparse(index):
+            hook(mlp.gate_proj, put("ffn_gate"))
+            hook(mlp.up_proj, put("ffn_up"))
+            hook(mlp.act_fn, put("ffn_silu"))
+            pre_hook(mlp.down_proj, put_input("ffn_swigl"))
+        hook(mlp, put("ffn_out"))
         hook(layer, put("post_ffn_residual"))
+
+    def _router(self, layer: int):
+        def routed(_module, _args, output):
+            logits, weights, indices = output
+            self._put("moe_router", layer, logits)
+            self._put("moe_router_weights", layer, weights)
+            self._put("moe_router_indices", layer, indices)
+
+        return routed
+
+    @contextmanager
+    def _experts_wrapped(self, layer: int, experts: torch.nn.Module):
+        """Wraps the forward of a layer's experts, which are functions and no modules."""
+        own = vars(experts).get("forward")  # none, but where another library has wrapped it
+        original = experts.forward
+
+        @functools.wraps(original)
+        def watched(hidden_states, indices, weights):
+            if not any(self._wants(stage, layer) for stage in ExpertLoop.STAGES):
+                return original(hidden_states, indices, weights)
+            with ExpertLoop() as loop:
+                output = original(hidden_states, indices, weights)
+            for stage, value in loop.by_slot(indices.shape):
+                self._put(stage, layer, value)
+            return output
+
+        experts.forward = watched
+        try:
+            yield
+        finally:
+            if own is None:
+                del experts.forward
+            else:
+                experts.forward = own
 
     @contextmanager
     def _attention_wrapped(self):

@@ -2,7 +2,7 @@
 
 import pytest
 
-ARCHITECTURES = ("qwen2", "qwen3", "llama")
+ARCHITECTURES = ("qwen2", "qwen3", "qwen3_moe", "llama")
 LLAMA3_SCALING = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -11,6 +11,14 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+# One layer of each kind, and an odd number of experts.
+EXPERTS = dict(
+    num_experts=5,
+    num_experts_per_tok=3,
+    moe_intermediate_size=24,
+    norm_topk_prob=False,
+    mlp_only_layers=[0],
+)
 TOKENS = [3, 17, 40, 5, 5, 61, 22]
 
 
@@ -30,8 +38,11 @@ def make_model(architecture, *, seed=0, **changes):
     )
     if architecture != "qwen2":
         settings["head_dim"] = 16  # not hidden / heads
+    if architecture == "qwen3_moe":
+        settings |= EXPERTS
     config = transformers.AutoConfig.for_model(architecture, **(settings | changes))
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    eager = dict(attn_implementation="eager", experts_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -62,7 +62,7 @@ ROTATED = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 
 def block_minima(tensor):
     """The minimum of each block, which ggml multiplies with the sum of a block of Q8_1."""
-    blocks = tensor.data.reshape(tensor.data.shape[0], -1, MINIMUM[tensor.tensor_type.name])
+    blocks = tensor.data.reshape(*tensor.data.shape[:-1], -1, MINIMUM[tensor.tensor_type.name])
     return np.ascontiguousarray(blocks[..., 2:4]).view(np.float16)[..., 0].astype(np.float64)
 
 
@@ -104,14 +104,25 @@ class LlamaCpp(Recomputation):
         return np.concatenate([self._product(x, f"{name}.weight") for name in names], axis=-1)
 
     def _product(self, x, name):
-        product = ROUND[self._activations(self.types[name])](x) @ self.weights[name].T
+        product = ROUND[self._activations("linear", self.types[name])](x) @ self.weights[name].T
         if name in self.minima:
             product += round_q8_0(x)[1] @ self.minima[name].T
         return product
 
-    def _activations(self, weight):
-        """What the manifest says of the ops that read weights of a type."""
-        op = next(op for op in self.ops if op["op"] == "linear" and weight in op["weights"])
+    def expert_linear(self, x, chosen, name):
+        weight = f"{name}.weight"
+        rounded = ROUND[self._activations("expert_linear", self.types[weight])](x)
+        product = super().expert_linear(rounded, chosen, name)
+        if weight in self.minima:
+            errors = round_q8_0(x)[1]
+            for row, slot in np.ndindex(chosen.shape):
+                own = errors[row] if errors.ndim == 2 else errors[row, slot]
+                product[row, slot] += self.minima[weight][chosen[row, slot]] @ own
+        return product
+
+    def _activations(self, kind, weight):
+        """What the manifest says of the ops of a kind that read weights of a type."""
+        op = next(op for op in self.ops if op["op"] == kind and weight in op["weights"])
         if isinstance(op["activations"], str):
             return op["activations"]
         return op["activations"][op["weights"].index(weight)]

@@ -15,6 +15,11 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def softmax(x):
+    shares = np.exp(x - x.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
 def rope_frequencies(head_dim, rope):
     """Angular frequency of each pair; `llama3` slows the long wavelengths down."""
     frequencies = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
@@ -51,6 +56,18 @@ class Recomputation:
     def linear(self, x, *names):
         """The product with the weights of some modules, concatenated."""
         return np.concatenate([x @ self.weights[f"{name}.weight"].T for name in names], axis=-1)
+
+    def expert_linear(self, x, chosen, name):
+        """The product of each row with the weights of each expert that it is sent to.
+
+        x: [row, channel], or [row, slot, channel] where the experts have an input each.
+        """
+        weights = self.weights[f"{name}.weight"]
+        result = np.empty((*chosen.shape, weights.shape[1]))
+        for row, slot in np.ndindex(chosen.shape):
+            own = x[row] if x.ndim == 2 else x[row, slot]
+            result[row, slot] = weights[chosen[row, slot]] @ own
+        return result
 
     def cached(self, x):
         """Keys or values, as they are in the cache."""
@@ -122,13 +139,40 @@ class Recomputation:
         yield "attn_out", biased(got["attention"], "self_attn.o_proj")
         yield "post_attn_residual", residual + got["attn_out"]
         yield "ffn_norm", norm(got["post_attn_residual"], "post_attention_layernorm")
-        yield "ffn_gate", biased(got["ffn_norm"], "mlp.gate_proj")
-        yield "ffn_up", biased(got["ffn_norm"], "mlp.up_proj")
-        if "ffn_silu" in got:
-            yield "ffn_silu", silu(got["ffn_gate"])
-        yield "ffn_swigl", got.get("ffn_silu", silu(got["ffn_gate"])) * got["ffn_up"]
-        yield "ffn_out", biased(got["ffn_swigl"], "mlp.down_proj")
+        if "moe_router" in got:
+            yield from self._experts(got, module)
+        else:
+            yield "ffn_gate", biased(got["ffn_norm"], "mlp.gate_proj")
+            yield "ffn_up", biased(got["ffn_norm"], "mlp.up_proj")
+            yield from self._swiglu(got, "ffn")
+            yield "ffn_out", biased(got["ffn_swigl"], "mlp.down_proj")
         yield "post_ffn_residual", got["post_attn_residual"] + got["ffn_out"]
+
+    def _swiglu(self, got, prefix):
+        activated = silu(got[f"{prefix}_gate"])
+        if f"{prefix}_silu" in got:
+            yield f"{prefix}_silu", activated
+        yield f"{prefix}_swigl", got.get(f"{prefix}_silu", activated) * got[f"{prefix}_up"]
+
+    def _experts(self, got, module):
+        x, chosen = got["ffn_norm"], got["moe_router_indices"].astype(int)
+        yield "moe_router", self.linear(x, module("mlp.gate"))
+        shares = softmax(got["moe_router"])
+        order = np.argsort(-shares, axis=-1)
+        yield "moe_router_indices", order[:, : self.config["num_experts_per_tok"]]
+        weights = np.take_along_axis(shares, chosen, axis=-1)
+        if self.config["norm_topk_prob"]:
+            weights /= weights.sum(axis=-1, keepdims=True)
+        yield "moe_router_weights", weights
+
+        def projection(x, name):
+            return self.expert_linear(x, chosen, module(f"mlp.experts.{name}"))
+
+        yield "moe_expert_gate", projection(x, "gate_proj")
+        yield "moe_expert_up", projection(x, "up_proj")
+        yield from self._swiglu(got, "moe_expert")
+        yield "moe_expert_out", projection(got["moe_expert_swigl"], "down_proj")
+        yield "ffn_out", np.einsum("rs,rsc->rc", got["moe_router_weights"], got["moe_expert_out"])
 
     def _attention(self, i, got, v, positions):
         q = got["q_post_rope"]

@@ -11,8 +11,16 @@ import aprt  # noqa: E402
 from aprt.hf import model_dims  # noqa: E402
 from aprt.stages import STAGES  # noqa: E402
 
-COMMON = {s.name for s in STAGES} - {"qkv_bias", "q_norm", "k_norm"}
-OWN_STAGES = {"qwen2": {"qkv_bias"}, "qwen3": {"q_norm", "k_norm"}, "llama": set()}
+HEAD_NORMS = {"q_norm", "k_norm"}
+EXPERT_STAGES = {s.name for s in STAGES if s.name.startswith("moe_")}
+COMMON = {s.name for s in STAGES} - {"qkv_bias"} - HEAD_NORMS - EXPERT_STAGES
+OWN_STAGES = {
+    "qwen2": {"qkv_bias"},
+    "qwen3": HEAD_NORMS,
+    "qwen3_moe": HEAD_NORMS | EXPERT_STAGES,
+    "llama": set(),
+}
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def captured(model, out, ids=TOKENS, **kwargs):
@@ -27,6 +35,11 @@ def bits(tensor):
 
 def assert_recomputable(model, capture, rope):
     weights = {n: p.detach().double().numpy() for n, p in model.named_parameters()}
+    for name in [n for n in weights if n.endswith("experts.gate_up_proj")]:
+        experts = name.removesuffix(".gate_up_proj")
+        gate, up = np.split(weights.pop(name), 2, axis=1)
+        weights[f"{experts}.gate_proj.weight"], weights[f"{experts}.up_proj.weight"] = gate, up
+        weights[f"{experts}.down_proj.weight"] = weights.pop(f"{experts}.down_proj")
     check = Recomputation(weights, capture.manifest["model"]["config"], rope)
     for step in capture.steps:
         expected = dict(check.step(step))
@@ -94,7 +107,7 @@ def test_every_stage_follows_from_its_captured_inputs(model, tmp_path):
     capture = aprt.read(tmp_path / "c")
     steps = [(s["phase"], s["chunk"], s["positions"]) for s in capture.manifest["steps"]]
     assert steps == [("prefill", 0, [0, 1, 2, 3]), ("prefill", 1, [4, 5]), ("decode", 0, [6])]
-    assert_recomputable(model, capture, {"rope_type": "default", "rope_theta": 10000.0})
+    assert_recomputable(model, capture, DEFAULT_ROPE)
 
 
 def test_llama3_rope_scaling_follows_from_its_formula(tmp_path):
@@ -108,7 +121,59 @@ def test_a_bias_on_every_projection_is_in_its_stage(tmp_path):
     model = make_model("llama", attention_bias=True)
     capture, _ = captured(model, tmp_path / "c")
     assert "layers.0.qkv_bias" in capture.steps[0]
-    assert_recomputable(model, capture, {"rope_type": "default", "rope_theta": 10000.0})
+    assert_recomputable(model, capture, DEFAULT_ROPE)
+
+
+@pytest.mark.parametrize("changes", [{"norm_topk_prob": True}, {"num_experts_per_tok": 1}])
+def test_experts_of_other_kinds_follow_from_their_inputs(changes, tmp_path):
+    model = make_model("qwen3_moe", **changes)
+    capture, _ = captured(model, tmp_path / "c")
+    config = capture.manifest["model"]["config"]
+    assert config["mlp_only_layers"] == [0] and config["num_experts"] == 5
+    assert {key: config[key] for key in changes} == changes
+    assert_recomputable(model, capture, DEFAULT_ROPE)
+
+
+def test_each_layer_has_the_stages_of_its_kind(tmp_path):
+    capture, _ = captured(make_model("qwen3_moe"), tmp_path / "c")
+    step, n = capture.steps[0], len(TOKENS)
+    assert "layers.0.ffn_gate" in step and "layers.0.moe_router" not in step
+    assert "layers.1.ffn_gate" not in step and "layers.1.ffn_out" in step
+    assert step["layers.1.moe_router"].shape == (n, 5)
+    assert step["layers.1.moe_expert_gate"].shape == (n, 3, 24)
+    assert step["layers.1.moe_expert_out"].shape == (n, 3, 32)
+    indices = step["layers.1.moe_router_indices"]
+    assert indices.dtype == np.int32 and indices.shape == (n, 3)
+    assert (np.diff(np.sort(indices, axis=-1)) > 0).all()  # no expert twice
+    assert (np.diff(step["layers.1.moe_router_weights"], axis=-1) < 0).all()
+
+
+def test_a_stage_that_no_chosen_layer_has_is_refused(tmp_path):
+    for stage, layer, have in (("moe_router", "0", "1"), ("ffn_gate", "1", "0")):
+        with pytest.raises(aprt.AprtError, match=f"only layers {have} of this model"):
+            captured(make_model("qwen3_moe"), tmp_path / "c", stages=stage, layers=layer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_output_is_the_same_bits_as_without_the_experts_watched(tmp_path):
+    model = make_model("qwen3_moe")
+    whole, _ = captured(model, tmp_path / "whole")
+    part, _ = captured(model, tmp_path / "part", stages="moe_router_weights,moe_ffn_out")
+    assert list(part.steps[0]) == [
+        "layers.0.ffn_out",
+        "layers.1.moe_router_weights",
+        "layers.1.ffn_out",
+    ]
+    for name, value in part.steps[0].items():
+        assert value.tobytes() == whole.steps[0][name].tobytes()
+
+
+def test_a_loop_over_experts_that_is_not_known_is_refused(tmp_path, monkeypatch):
+    model = make_model("qwen3_moe")
+    monkeypatch.setattr(model.model.layers[1].mlp.experts, "act_fn", torch.nn.GELU())
+    with pytest.raises(aprt.AprtError, match="in an unknown way"):
+        captured(model, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
 
 
 def test_masked_scores_and_softmax_are_exactly_zero(model, tmp_path):
@@ -172,7 +237,8 @@ def test_hooks_are_gone_after_a_capture_and_after_a_failure(model, tmp_path):
     def watched():
         source = __import__("sys").modules[type(model.model.layers[0].self_attn).__module__]
         hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-        return source.eager_attention_forward, hooks
+        wrapped = ["forward" in vars(m) for m in model.modules()]
+        return source.eager_attention_forward, hooks, wrapped
 
     before = watched()
     captured(model, tmp_path / "c")
@@ -214,6 +280,10 @@ def test_models_that_cannot_be_looked_into_are_refused(tmp_path):
     model.config._attn_implementation = "sdpa"
     with pytest.raises(aprt.AprtError, match="attn_implementation='eager'"):
         captured(model, tmp_path / "c")
+    experts = make_model("qwen3_moe")
+    experts.set_experts_implementation("grouped_mm")
+    with pytest.raises(aprt.AprtError, match="experts_implementation='eager'"):
+        captured(experts, tmp_path / "c")
     with pytest.raises(aprt.AprtError, match="training mode"):
         captured(make_model("qwen2").train(), tmp_path / "c")
     sliding = make_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)

@@ -140,7 +140,10 @@ def test_errors_are_one_line_and_exit_with_2(directory, arguments, message, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gemma3"}, "'gemma3' is not supported, only qwen2, qwen3, llama"),
+        (
+            {"model_type": "gemma3"},
+            "'gemma3' is not supported, only qwen2, qwen3, qwen3_moe, llama",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantised checkpoints"),
         ({"intermediate_size": 57}, "another shape than config.json says"),
         ({"num_hidden_layers": 3}, "missing from the files: model.layers.2"),
@@ -155,6 +158,19 @@ def test_directories_that_do_not_fit_are_refused(change, message, tmp_path, caps
     config.write_text(json.dumps(settings))
     assert hf(tmp_path / "hf", tmp_path / "c", "--tokens", "1") == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_expert_is_refused_by_name(tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    make_model("qwen3_moe").save_pretrained(tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.experts.4.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert hf(tmp_path / "hf", tmp_path / "c", "--tokens", "1") == 2
+    missing = "are missing from the files: model.layers.1.mlp.experts.4.up_proj.weight"
+    assert missing in capsys.readouterr().err
 
 
 def test_a_gguf_takes_tokens_and_no_text(tmp_path, capsys):

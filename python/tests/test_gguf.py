@@ -13,6 +13,7 @@ from conftest import ARCHITECTURES, LLAMA3_SCALING, TOKENS, forward, make_model 
 from recompute import rope_frequencies  # noqa: E402
 
 import aprt  # noqa: E402
+from aprt.cli import main  # noqa: E402
 from aprt.gguf_file import open_file, unpermute  # noqa: E402
 from aprt.oracle import load  # noqa: E402
 from aprt.store import index_sha256  # noqa: E402
@@ -32,6 +33,10 @@ GGUF_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
 
 
@@ -43,6 +48,20 @@ def gguf_name(name):
     return f"blk.{layer}.{GGUF_NAMES[part]}.{kind}"
 
 
+def stored_parameters(model):
+    """The tensors of a file by the names of parameters: those of experts are not fused."""
+    for name, parameter in model.named_parameters():
+        value, experts = parameter.detach().numpy(), name.rpartition(".")[0]
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = np.split(value, 2, axis=1)
+            yield f"{experts}.gate_proj.weight", gate
+            yield f"{experts}.up_proj.weight", up
+        elif name.endswith("experts.down_proj"):
+            yield f"{name}.weight", value
+        else:
+            yield name, value
+
+
 def interleave(weight, heads):
     """The row order of llama files: the two halves of each head take turns."""
     rows = weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1)
@@ -51,7 +70,7 @@ def interleave(weight, heads):
 
 def write_gguf(path, model, *, metadata=None, tensors=None, drop=(), quantise=None):
     """Writes `model` as GGUF, with metadata and tensors added, and names dropped."""
-    config, architecture = model.config, model.config.model_type
+    config, architecture = model.config, model.config.model_type.replace("_", "")
     writer = gguf.GGUFWriter(path, architecture)
     head_dim = model.model.layers[0].self_attn.head_dim
     keys = {
@@ -67,6 +86,13 @@ def write_gguf(path, model, *, metadata=None, tensors=None, drop=(), quantise=No
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.freq_base": config.rope_parameters["rope_theta"],
     }
+    if architecture == "qwen3moe":
+        keys |= {
+            "expert_count": config.num_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+            "expert_weights_norm": config.norm_topk_prob,
+        }
     for key, value in (keys | (metadata or {})).items():
         if value is None:
             continue
@@ -77,14 +103,14 @@ def write_gguf(path, model, *, metadata=None, tensors=None, drop=(), quantise=No
         add(key if own else f"{architecture}.{key}", value)
 
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, parameter in model.named_parameters():
-        value = parameter.detach().numpy()
+    for name, value in stored_parameters(model):
         module = name.split(".")[-2]
         if architecture == "llama" and module in heads:
             value = interleave(value, heads[module])
         if gguf_name(name) in drop:
             continue
-        if quantise and value.ndim == 2 and value.shape[-1] % 32 == 0:
+        exact = value.ndim == 1 or module == "gate" or value.shape[-1] % 32
+        if quantise and not exact:
             writer.add_tensor(
                 gguf_name(name), gguf.quants.quantize(value, quantise), raw_dtype=quantise
             )
@@ -184,6 +210,39 @@ def test_stored_weights_are_dequantised_as_they_are(kind, tmp_path):
     stored = gguf.quants.dequantize(gguf.quants.quantize(original, kind), kind)
     np.testing.assert_array_equal(loaded.model.layers[0].self_attn.o_proj.weight, stored)
     assert provenance.weight_types["model.layers.0.self_attn.o_proj.weight"] == kind.name
+
+
+def test_the_stored_types_of_experts_are_declared(tmp_path):
+    path = write_gguf(
+        tmp_path / "m.gguf", make_model("qwen3_moe"), quantise=gguf.GGMLQuantizationType.Q8_0
+    )
+    assert main(["hf", str(path), "--tokens", "1", "--output", str(tmp_path / "c")]) == 0
+    manifest = aprt.read(tmp_path / "c").manifest
+    weights = {s: op["weights"] for op in manifest["plan"]["ops"] for s in op["sites"]}
+    assert weights["layers.1.moe_router"] == ["F32"]
+    assert weights["layers.1.moe_expert_gate"] == weights["layers.1.moe_expert_up"] == ["Q8_0"]
+    assert weights["layers.1.moe_expert_out"] == ["F32"]  # its rows are no multiple of 32
+    assert manifest["model"]["architecture"] == "qwen3_moe"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metadata": {"expert_gating_func": 2}}, "expert_gating_func = 2"),
+        ({"metadata": {"expert_shared_count": 1}}, "expert_shared_count = 1"),
+        ({"metadata": {"expert_weights_scale": 2.5}}, "expert_weights_scale = 2.5"),
+        ({"metadata": {"expert_used_count": None}}, "expert_used_count is missing"),
+        ({"metadata": {"expert_count": 6}}, "another shape.*layers.1.mlp.experts"),
+        ({"drop": ["blk.1.ffn_down_exps.weight"]}, "lacks model.layers.1.mlp.experts.down_proj"),
+        ({"drop": ["blk.1.ffn_up_exps.weight"]}, "gate_proj has no up_proj of its shape"),
+        ({"drop": ["blk.1.ffn_gate_exps.weight"]}, "lacks model.layers.1.mlp.experts.gate_up_proj"),
+        ({"drop": ["blk.1.ffn_gate_inp.weight"]}, "lacks model.layers.1.mlp.down_proj"),
+    ],
+)
+def test_experts_that_are_not_understood_in_full_are_refused(changes, message, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", make_model("qwen3_moe"), **changes)
+    with pytest.raises(aprt.AprtError, match=message):
+        load(path, "float32")
 
 
 @pytest.mark.parametrize(
