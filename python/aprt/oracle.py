@@ -92,7 +92,7 @@ _EXPERT = re.compile(r"(.+\.experts)\.\d+\.(gate|up|down)_proj\.weight")
 
 
 def _check_experts(path: Path, config: dict, names: set[str]) -> None:
-    """Names the tensors that experts lack; transformers says no more than that fusing them failed."""
+    """Names the tensors that experts lack; transformers only says that it cannot fuse them."""
     count = config.get("num_experts", config.get("num_local_experts", 0))
     mixtures = {match[1] for name in names if (match := _EXPERT.fullmatch(name))}
     expected = {
