@@ -90,6 +90,13 @@ impl Checkpoint {
         Self::from_file(file, kind, false)
     }
 
+    /// Opens a Hugging Face directory that is in memory: names and contents of its files, `model.safetensors` among
+    /// them. `directory` stands for its path in messages.
+    pub fn from_files(directory: &str, files: &[(String, Bytes)]) -> Result<Self> {
+        let path = Path::new(directory);
+        Ok(Self::from_huggingface(path, huggingface::from_files(path, files)?))
+    }
+
     fn from_file(file: File, kind: Kind, may_be_damaged: bool) -> Result<Self> {
         let path = file.path().to_owned();
         let mut budget = Budget::new(&path, file.size());

@@ -6,6 +6,8 @@ use std::{
     path::{Component, Path},
 };
 
+use apr_tensor::Bytes;
+
 use crate::{
     Error, File, Map, Metadata, Place, Result, Value,
     budget::Budget,
@@ -36,9 +38,28 @@ pub struct Companions {
     pub chat_template: Option<File>,
 }
 
+/// Where the files of a model are.
+#[derive(Clone, Copy)]
+enum Directory<'a> {
+    OnDisk(&'a Path),
+    InMemory(&'a Path, &'a [(String, Bytes)]),
+}
+
+impl Directory<'_> {
+    fn open(self, name: &str) -> Result<Option<File>> {
+        match self {
+            Self::OnDisk(path) => File::open_if_present(path.join(name)),
+            Self::InMemory(path, files) => {
+                let bytes = files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone());
+                Ok(bytes.map(|bytes| File::from_bytes(path.join(name), bytes)))
+            }
+        }
+    }
+}
+
 impl Companions {
-    fn beside(directory: &Path) -> Result<Self> {
-        let open = |name| File::open_if_present(directory.join(name));
+    fn beside(directory: Directory<'_>) -> Result<Self> {
+        let open = |name| directory.open(name);
         Ok(Self {
             tokenizer: open("tokenizer.json")?,
             tokenizer_config: open("tokenizer_config.json")?,
@@ -88,7 +109,7 @@ pub(crate) fn open_directory(directory: &Path) -> Result<Contents> {
 /// Opens one safetensors file, with the `config.json` beside it if there is one.
 pub(crate) fn open_single(file: File) -> Result<Contents> {
     let directory = parent(file.path()).to_owned();
-    read_single(file, Some(&directory))
+    read_single(file, Some(Directory::OnDisk(&directory)))
 }
 
 /// As `open_single`, for a file that is in no directory.
@@ -96,7 +117,20 @@ pub(crate) fn from_memory(file: File) -> Result<Contents> {
     read_single(file, None)
 }
 
-fn read_single(file: File, directory: Option<&Path>) -> Result<Contents> {
+/// As `open_single`, for a directory that is in memory.
+pub(crate) fn from_files(directory: &Path, files: &[(String, Bytes)]) -> Result<Contents> {
+    let directory = Directory::InMemory(directory, files);
+    match directory.open(SINGLE)? {
+        Some(file) => read_single(file, Some(directory)),
+        None => Err(Error::NotAModel {
+            file: SINGLE.into(),
+            found: "no such file in memory",
+            help: "give the tensors as well",
+        }),
+    }
+}
+
+fn read_single(file: File, directory: Option<Directory<'_>>) -> Result<Contents> {
     let mut budget = Budget::new(file.path(), file.size());
     let safetensors::Contents { metadata: texts, entries, data } =
         safetensors::read(&file, &mut budget)?;
@@ -135,7 +169,8 @@ pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
         files.push(shard);
     }
     map.check_complete(index, &tensors)?;
-    let (metadata, companions) = surroundings(Some(directory), index.path(), texts, &mut budget)?;
+    let (metadata, companions) =
+        surroundings(Some(Directory::OnDisk(directory)), index.path(), texts, &mut budget)?;
     Ok(Contents { metadata, tensors, files, companions })
 }
 
@@ -144,20 +179,20 @@ pub(crate) fn open_sharded(index: &File) -> Result<Contents> {
 /// The texts of the safetensors header are kept apart, under their own key. Without a `config.json`, `home`
 /// is the file that the metadata is from.
 fn surroundings(
-    directory: Option<&Path>,
+    directory: Option<Directory<'_>>,
     home: &Path,
     texts: Map,
     budget: &mut Budget,
 ) -> Result<(Metadata, Companions)> {
     let config = match directory {
-        Some(directory) => File::open_if_present(directory.join(CONFIG))?.zip(Some(directory)),
+        Some(directory) => directory.open(CONFIG)?.zip(Some(directory)),
         None => None,
     };
     let (home, mut map, companions) = match &config {
         Some((config, directory)) => {
             budget.add_file(config.path(), config.size());
             let map = json::parse_object(config.path(), 0, config.bytes(), budget)?;
-            (config.path(), map, Companions::beside(directory)?)
+            (config.path(), map, Companions::beside(*directory)?)
         }
         None => (home, Map::default(), Companions::default()),
     };

@@ -4,6 +4,8 @@
 //! serves both. What a file does not say is taken from its architecture where all models of that
 //! architecture agree, and is an error otherwise: a wrong guess would change ids in silence.
 
+mod write;
+
 use std::collections::HashSet;
 
 use apr_format::{Metadata, Value};
@@ -14,10 +16,13 @@ use crate::added::added_token;
 use crate::bpe::{Bpe, Rules, Unknown, insert_unique, split_merges};
 use crate::error::{Error, Place, Result};
 use crate::family::Family;
+use crate::parts::{self, Parts};
 use crate::spm::Spm;
 use crate::template::ChatTemplate;
 use crate::vocabulary::{Kind, MAX_IDS, Spelling, Vocabulary, byte_token, check_id};
 use crate::{Model, Tokenizer, stop};
+
+pub(crate) use write::write;
 
 /// The names of one container's keys.
 #[derive(Debug)]
@@ -30,14 +35,16 @@ pub(crate) struct Keys {
     scores: &'static str,
     bos: &'static str,
     eos: &'static str,
-    /// Further tokens that end the generation.
-    stops: &'static [&'static str],
+    /// Further tokens that end the generation: of a turn, of a message.
+    stops: [&'static str; 2],
     unknown: &'static str,
     padding: &'static str,
     adds_bos: &'static str,
     adds_eos: &'static str,
     adds_space: &'static str,
     template: &'static str,
+    /// The names of further templates, each under `template` with a dot and the name.
+    templates: &'static str,
     architecture: &'static [&'static str],
 }
 
@@ -51,13 +58,14 @@ pub(crate) const GGUF: Keys = Keys {
     scores: "tokenizer.ggml.scores",
     bos: "tokenizer.ggml.bos_token_id",
     eos: "tokenizer.ggml.eos_token_id",
-    stops: &["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"],
+    stops: ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"],
     unknown: "tokenizer.ggml.unknown_token_id",
     padding: "tokenizer.ggml.padding_token_id",
     adds_bos: "tokenizer.ggml.add_bos_token",
     adds_eos: "tokenizer.ggml.add_eos_token",
     adds_space: "tokenizer.ggml.add_space_prefix",
     template: "tokenizer.chat_template",
+    templates: "tokenizer.chat_templates",
     architecture: &["general.architecture"],
 };
 
@@ -71,13 +79,14 @@ pub(crate) const APR: Keys = Keys {
     scores: "tokenizer.scores",
     bos: "tokenizer.bos_token_id",
     eos: "tokenizer.eos_token_id",
-    stops: &["tokenizer.eot_token_id", "tokenizer.eom_token_id"],
+    stops: ["tokenizer.eot_token_id", "tokenizer.eom_token_id"],
     unknown: "tokenizer.unknown_token_id",
     padding: "tokenizer.padding_token_id",
     adds_bos: "tokenizer.add_bos_token",
     adds_eos: "tokenizer.add_eos_token",
     adds_space: "tokenizer.add_space_prefix",
     template: "chat_template",
+    templates: "chat_templates",
     architecture: &["architecture", "model_type"],
 };
 
@@ -96,23 +105,85 @@ struct Reader<'a> {
     tokens: Vec<&'a str>,
 }
 
-/// Reads the tokenizer of a file whose metadata has `keys.tokens`.
-pub(crate) fn read(metadata: &Metadata, keys: &'static Keys) -> Result<Tokenizer> {
-    let file = metadata.file().display().to_string();
-    let tokens = metadata.strings(keys.tokens)?.unwrap_or_default();
-    let reader = Reader { file, metadata, keys, tokens };
-    if reader.tokens.is_empty() {
-        let place = reader.place(keys.tokens);
-        return Err(Error::Missing { place, expected: "a list of tokens, at least one" });
-    }
-    if reader.tokens.len() > MAX_IDS as usize {
-        let (place, id) = (reader.place(keys.tokens), reader.tokens.len() as u64);
-        return Err(Error::IdOutOfRange { place, id, limit: MAX_IDS.into() });
-    }
-    reader.tokenizer()
+/// The names of the keys that `metadata` has a tokenizer under, if any.
+pub(crate) fn keys_in(metadata: &Metadata) -> Option<&'static Keys> {
+    [&GGUF, &APR].into_iter().find(|keys| metadata.get(keys.tokens).is_some())
 }
 
-impl Reader<'_> {
+/// Reads the tokenizer of a file whose metadata has `keys.tokens`.
+pub(crate) fn read(metadata: &Metadata, keys: &'static Keys) -> Result<Tokenizer> {
+    Reader::new(metadata, keys)?.tokenizer()
+}
+
+/// Takes the tokenizer of a file whose metadata has `keys.tokens` apart.
+pub(crate) fn parts(metadata: &Metadata, keys: &'static Keys) -> Result<Parts> {
+    Reader::new(metadata, keys)?.parts()
+}
+
+impl<'a> Reader<'a> {
+    fn new(metadata: &'a Metadata, keys: &'static Keys) -> Result<Self> {
+        let file = metadata.file().display().to_string();
+        let tokens = metadata.strings(keys.tokens)?.unwrap_or_default();
+        let reader = Reader { file, metadata, keys, tokens };
+        if reader.tokens.is_empty() {
+            let place = reader.place(keys.tokens);
+            return Err(Error::Missing { place, expected: "a list of tokens, at least one" });
+        }
+        if reader.tokens.len() > MAX_IDS as usize {
+            let (place, id) = (reader.place(keys.tokens), reader.tokens.len() as u64);
+            return Err(Error::IdOutOfRange { place, id, limit: MAX_IDS.into() });
+        }
+        Ok(reader)
+    }
+
+    fn parts(&self) -> Result<Parts> {
+        let Self { metadata, keys, .. } = self;
+        let algorithm = self.algorithm()?;
+        let merges = match algorithm {
+            Algorithm::Bpe => self.merges()?,
+            Algorithm::Spm => Vec::new(),
+        };
+        let kinds = self.kinds(algorithm, &merges)?;
+        let mut tokens: Vec<_> =
+            self.tokens.iter().map(|&token| token.to_owned()).zip(kinds).collect();
+        while tokens.last().is_some_and(|token| parts::is_hole(tokens.len() - 1, token)) {
+            tokens.pop();
+        }
+        let (algorithm, adds_bos) = match algorithm {
+            Algorithm::Bpe => {
+                let pre = self.family_name()?.to_owned();
+                let adds_bos = Family::named(&self.place(keys.pre), &pre)?.adds_bos;
+                (parts::Algorithm::Bpe { pre, merges }, adds_bos)
+            }
+            Algorithm::Spm => {
+                let mut scores = self.scores()?;
+                scores.truncate(tokens.len());
+                let adds_space = self.adds_space()?;
+                (parts::Algorithm::SentencePiece { scores, adds_space }, true)
+            }
+        };
+        let id = |key| self.id(key);
+        let mut named_templates = Vec::new();
+        for name in metadata.strings(keys.templates)?.unwrap_or_default() {
+            if let Some(template) = metadata.str(&format!("{}.{name}", keys.template))? {
+                named_templates.push((name.to_owned(), template.to_owned()));
+            }
+        }
+        Ok(Parts {
+            tokens,
+            algorithm,
+            bos: id(keys.bos)?,
+            eos: id(keys.eos)?,
+            eot: id(keys.stops[0])?,
+            eom: id(keys.stops[1])?,
+            unknown: id(keys.unknown)?,
+            padding: id(keys.padding).unwrap_or_default(),
+            adds_bos: metadata.bool(keys.adds_bos)?.unwrap_or(adds_bos) && id(keys.bos)?.is_some(),
+            adds_eos: metadata.bool(keys.adds_eos)?.unwrap_or(false),
+            template: metadata.str(keys.template)?.map(str::to_owned),
+            named_templates,
+        })
+    }
     fn tokenizer(&self) -> Result<Tokenizer> {
         let Self { metadata, keys, .. } = self;
         let algorithm = self.algorithm()?;
@@ -209,15 +280,19 @@ impl Reader<'_> {
     }
 
     fn family(&self) -> Result<&'static Family> {
+        Family::named(&self.place(self.keys.pre), self.family_name()?)
+    }
+
+    fn family_name(&self) -> Result<&str> {
         let place = self.place(self.keys.pre);
         if let Some(name) = self.metadata.str(self.keys.pre)? {
-            return Family::named(&place, name);
+            return Ok(name);
         }
         let has_token = |token: &str| self.tokens.contains(&token);
         for key in self.keys.architecture {
             let architecture = self.metadata.str(key)?.unwrap_or_default().to_ascii_lowercase();
             if let Some(name) = Family::of_architecture(&architecture, has_token) {
-                return Family::named(&place, name);
+                return Ok(name);
             }
         }
         Err(Error::Missing {
@@ -305,6 +380,14 @@ impl Reader<'_> {
     }
 
     fn spm(&self, kinds: &[Kind], unknown: Option<u32>) -> Result<Spm> {
+        let scores = self.scores()?;
+        let ids = WordLevel::builder().vocab(self.vocab()?).build();
+        let place = self.place(self.keys.tokens);
+        let ids = ids.map_err(|source| Error::Library { place: place.clone(), source })?;
+        Spm::new(ids, scores, unknown, self.adds_space()?, &place, self.added(kinds))
+    }
+
+    fn scores(&self) -> Result<Vec<f32>> {
         let place = self.place(self.keys.scores);
         let scores = self.per_token(self.keys.scores, "a list of numbers", Value::as_f64)?;
         let scores = scores.ok_or_else(|| Error::Missing {
@@ -314,12 +397,11 @@ impl Reader<'_> {
         if let Some((index, &score)) = scores.iter().enumerate().find(|(_, s)| !s.is_finite()) {
             return Err(Error::Score { place, index, score });
         }
-        let scores = scores.into_iter().map(|score| score as f32).collect();
-        let ids = WordLevel::builder().vocab(self.vocab()?).build();
-        let place = self.place(self.keys.tokens);
-        let ids = ids.map_err(|source| Error::Library { place: place.clone(), source })?;
-        let adds_space = self.metadata.bool(self.keys.adds_space)?.unwrap_or(true);
-        Spm::new(ids, scores, unknown, adds_space, &place, self.added(kinds))
+        Ok(scores.into_iter().map(|score| score as f32).collect())
+    }
+
+    fn adds_space(&self) -> Result<bool> {
+        Ok(self.metadata.bool(self.keys.adds_space)?.unwrap_or(true))
     }
 
     /// Ids by text. Tokens without text are holes that no text reaches.

@@ -25,7 +25,9 @@ pub(crate) struct Family {
     pub(crate) adds_bos: bool,
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// GPT-2's pattern, which the library has built in.
+pub(crate) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -58,16 +60,16 @@ static FAMILIES: &[Family] = &[
 impl Family {
     /// The family of this name. An unknown name is an error: a wrong guess changes ids in silence.
     pub(crate) fn named(place: &Place, name: &str) -> Result<&'static Self> {
-        FAMILIES.iter().find(|f| f.names.contains(&name)).ok_or_else(|| Error::Unsupported {
+        find(name).ok_or_else(|| Error::Unsupported {
             place: place.clone(),
             found: name.to_owned(),
-            supported: FAMILIES
-                .iter()
-                .flat_map(|f| f.names)
-                .copied()
-                .collect::<Vec<_>>()
-                .join(", "),
+            supported: Self::names(),
         })
+    }
+
+    /// All names, for messages.
+    pub(crate) fn names() -> String {
+        FAMILIES.iter().flat_map(|f| f.names).copied().collect::<Vec<_>>().join(", ")
     }
 
     /// The name of the family that all models of an architecture use, for files that do not say.
@@ -85,6 +87,23 @@ impl Family {
         }
     }
 
+    /// The name of the family that cuts by these patterns. Where several do, they differ in what else they do to
+    /// a text, and the one that does as asked goes first.
+    pub(crate) fn name_of(
+        patterns: &[String],
+        composes: bool,
+        ignore_merges: bool,
+    ) -> Option<&'static str> {
+        let cuts = || FAMILIES.iter().filter(|family| family.patterns == patterns);
+        let does = |f: &&Self| f.composes == composes && f.ignore_merges == ignore_merges;
+        cuts().find(does).or_else(|| cuts().next()).map(|family| family.names[0])
+    }
+
+    /// Whether characters are composed before anything else.
+    pub(crate) fn composes(&self) -> bool {
+        self.composes
+    }
+
     pub(crate) fn normalizer(&self) -> Option<NormalizerWrapper> {
         self.composes.then(|| NFC.into())
     }
@@ -99,5 +118,17 @@ impl Family {
         }
         steps.push(ByteLevel::new(false, false, false).into());
         Ok(Sequence::new(steps).into())
+    }
+}
+
+fn find(name: &str) -> Option<&'static Family> {
+    FAMILIES.iter().find(|family| family.names.contains(&name))
+}
+
+/// Whether two names are of the same way to cut.
+pub(crate) fn are_one(first: &str, second: &str) -> bool {
+    match (find(first), find(second)) {
+        (Some(a), Some(b)) => std::ptr::eq(a, b),
+        _ => first == second,
     }
 }

@@ -4,8 +4,10 @@
 //! duplicate tokens, bad ids and merges of unknown tokens are errors with a name, not a panic or a
 //! guess.
 
+mod parts;
 mod processor;
 mod shape;
+mod write;
 
 use apr_format::{Checkpoint, Companions, Metadata};
 use serde_json::Value;
@@ -17,8 +19,10 @@ use crate::error::{Error, Place, Result};
 use crate::template::ChatTemplate;
 use crate::vocabulary::{Kind, MAX_IDS, Spelling, Vocabulary, byte_token, check_id};
 use crate::{Model, Tokenizer, stop};
+pub(crate) use parts::parts;
 use processor::Affixes;
 use shape::{AddedTokenJson, MergesJson, ModelJson, Settings, TokenizerJson};
+pub(crate) use write::write;
 
 /// Reads the tokenizer that lies beside a checkpoint.
 pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Tokenizer> {

@@ -1,7 +1,8 @@
 //! Text to token ids and back, and chat templates, from any checkpoint.
 //!
 //! [`Tokenizer::from_checkpoint`] reads Hugging Face's `tokenizer.json` and its companions, GGUF
-//! metadata or `.apr` metadata. Whatever the container, the same text gives the same ids.
+//! metadata or `.apr` metadata. Whatever the container, the same text gives the same ids. [`Parts`] are for those
+//! who bring a tokenizer from one container to another.
 //!
 //! What it refuses to do: apply a chat template by itself ([`ChatTemplate::render`] is a separate
 //! step that the caller sees), guess how an unknown vocabulary cuts text into words, or lose text
@@ -13,6 +14,7 @@ mod embedded;
 mod error;
 mod family;
 mod hugging_face;
+mod parts;
 mod spm;
 mod stop;
 mod stream;
@@ -26,10 +28,12 @@ use apr_format::Checkpoint;
 
 pub use added::Specials;
 pub use error::{Error, Place, Result};
+pub use parts::{Algorithm, Omission, Parts};
 pub use stream::TextStream;
 pub use template::{ChatTemplate, Message};
+pub use vocabulary::Kind;
 
-use vocabulary::{Kind, Vocabulary};
+use vocabulary::Vocabulary;
 
 /// The tokenizer of one model.
 ///
@@ -100,8 +104,7 @@ impl Tokenizer {
     /// The tokenizer of a checkpoint: its own metadata if that has one, else the files beside it.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         let metadata = checkpoint.metadata();
-        let embedded = [&embedded::GGUF, &embedded::APR];
-        if let Some(keys) = embedded.into_iter().find(|k| metadata.get(k.tokens).is_some()) {
+        if let Some(keys) = embedded::keys_in(metadata) {
             return embedded::read(metadata, keys);
         }
         hugging_face::read(checkpoint)

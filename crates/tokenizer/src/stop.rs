@@ -12,7 +12,12 @@ const END_OF_TURN: &[&str] =
 
 /// Whether a token is one of those that end texts or turns.
 pub(crate) fn is_end(token: &str) -> bool {
-    END_OF_TEXT.contains(&token) || END_OF_TURN.contains(&token)
+    ends_documents(token) || END_OF_TURN.contains(&token)
+}
+
+/// Whether a token is one of those that end texts.
+pub(crate) fn ends_documents(token: &str) -> bool {
+    END_OF_TEXT.contains(&token)
 }
 
 /// Adds the control tokens that end the generation by what they are, and removes duplicates.

@@ -7,7 +7,7 @@ pub(crate) const MAX_IDS: u32 = 1 << 22;
 
 /// What a token is for. The distinctions are those of GGUF's `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Made by merging.
     Normal,
     /// Stands for text that has no token.
