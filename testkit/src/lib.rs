@@ -5,6 +5,7 @@ mod collect;
 mod distance;
 mod draft;
 mod fixtures;
+pub mod hub;
 pub mod invariants;
 mod isolated;
 
