@@ -159,8 +159,8 @@ class Taps:
             for index, layer in enumerate(inner.layers):
                 self._attach_layer(hook, pre_hook, index, layer)
                 if self._dims.sparse(index):
-                    hook_all = layer.mlp.gate.register_forward_hook(self._router(index))
-                    stack.callback(hook_all.remove)
+                    router = functools.partial(self._routed, index)
+                    stack.callback(layer.mlp.gate.register_forward_hook(router).remove)
                     stack.enter_context(self._experts_wrapped(index, layer.mlp.experts))
             stack.enter_context(self._attention_wrapped())
             hook(inner.norm, lambda _, y: self._put("final_norm", None, y[0]))
@@ -197,18 +197,15 @@ class Taps:
         hook(mlp, put("ffn_out"))
         hook(layer, put("post_ffn_residual"))
 
-    def _router(self, layer: int):
-        def routed(_module, _args, output):
-            logits, weights, indices = output
-            self._put("moe_router", layer, logits)
-            self._put("moe_router_weights", layer, weights)
-            self._put("moe_router_indices", layer, indices)
-
-        return routed
+    def _routed(self, layer: int, _module, _args, output) -> None:
+        logits, weights, indices = output
+        self._put("moe_router", layer, logits)
+        self._put("moe_router_indices", layer, indices)
+        self._put("moe_router_weights", layer, weights)
 
     @contextmanager
     def _experts_wrapped(self, layer: int, experts: torch.nn.Module):
-        """Wraps the forward of a layer's experts, which are functions and no modules."""
+        """Wraps the forward of a layer's experts, inside of which there are no modules."""
         own = vars(experts).get("forward")  # none, but where another library has wrapped it
         original = experts.forward
 

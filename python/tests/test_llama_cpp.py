@@ -158,6 +158,15 @@ def test_experts_of_other_weights_and_numbers_are_explained_too(kind, used, tmp_
     assert_explained(found)
 
 
+def test_experts_are_weighted_and_then_added_in_the_order_of_their_slots(tmp_path, capture):
+    path = random_file(tmp_path, "F32", "qwen3_moe", **ALL_SPARSE)
+    step = capture(path).steps[0]
+    weights = step["layers.0.moe_router_weights"][..., None]
+    first, second, third = np.moveaxis(weights * step["layers.0.moe_expert_out"], 1, 0)
+    assert ((first + second) + third).tobytes() == step["layers.0.ffn_out"].tobytes()
+    assert (first + (second + third)).tobytes() != step["layers.0.ffn_out"].tobytes()
+
+
 def test_dense_layers_and_weights_that_are_not_divided_are_no_file_of_llama_cpp(tmp_path, capsys):
     for changes in ({"norm_topk_prob": True}, {"mlp_only_layers": []}):
         path = random_file(tmp_path, "F32", "qwen3_moe", **changes)
