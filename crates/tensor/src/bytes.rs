@@ -40,6 +40,22 @@ impl Bytes {
     }
 }
 
+impl Bytes {
+    /// Tells the system that these bytes are not needed for now. Mapped ones are read from their file again when they are.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(map) = &self.owner {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is of a file and only read, so pages that are dropped come back from the
+            // file as they were.
+            let advised =
+                unsafe { map.unchecked_advise_range(advice, self.range.start, self.range.len()) };
+            // It is advice: memory is all that is lost if it is not taken.
+            let _ = advised;
+        }
+    }
+}
+
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();

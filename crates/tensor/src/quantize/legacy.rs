@@ -3,7 +3,12 @@
 //! Without importance the largest value decides the scale, in ggml's arithmetic: the bytes are those of llama.cpp's tools,
 //! so files can be compared.
 
-use super::{Input, Quantize, plain::round_to_i8};
+use super::{
+    Input, Quantize,
+    plain::round_to_i8,
+    search::{Codes, Integers, inverse, largest, scale, scale_and_min},
+    weighted::{Spread, Weight, Weighted},
+};
 use crate::block::{AprQ4, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
 impl Quantize for Q8_0 {
@@ -52,19 +57,39 @@ impl Quantize for Q5_1 {
 
 /// A scale, and codes from 0 to `2 * zero - 1` that stand for `scale * (code - zero)`.
 fn symmetric(input: &Input, zero: u8) -> Option<(Half, [u8; 32])> {
-    let largest = |max: f32, &x: &f32| if x.abs() > max.abs() { x } else { max };
-    let d = input.values.iter().fold(0.0, largest) / -f32::from(zero);
-    let codes = cut(input.values, d, 0.0, f32::from(zero) + 0.5, 2 * zero - 1);
-    Some((Half::nearest(d)?, codes))
+    let zero_point = f32::from(zero);
+    if input.importance.is_none() {
+        let d = largest(input.values) / -zero_point;
+        let codes = cut(input.values, d, 0.0, zero_point + 0.5, 2 * zero - 1);
+        return Some((Half::nearest(d)?, codes));
+    }
+    let block = block(input);
+    let ([x], [w]) = (&block.x, &block.w);
+    let codes = Integers { low: -zero_point, high: zero_point - 1.0 };
+    let (d, unit) = block.half(scale(x, w, codes))?;
+    let inverse = inverse(unit);
+    Some((d, x.map(|x| (codes.nearest(x * inverse) + zero_point) as u8)))
 }
 
 /// A scale, a minimum, and codes from 0 to `top` that stand for `scale * code + minimum`.
 fn affine(input: &Input, top: u8) -> Option<(Half, Half, [u8; 32])> {
-    let min = input.values.iter().copied().fold(f32::INFINITY, f32::min);
-    let max = input.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let d = (max - min) / f32::from(top);
-    let codes = cut(input.values, d, min, 0.5, top);
-    Some((Half::nearest(d)?, Half::nearest(min)?, codes))
+    if input.importance.is_none() {
+        let min = input.values.iter().copied().fold(f32::INFINITY, f32::min);
+        let max = input.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let d = (max - min) / f32::from(top);
+        let codes = cut(input.values, d, min, 0.5, top);
+        return Some((Half::nearest(d)?, Half::nearest(min)?, codes));
+    }
+    let block = block(input);
+    let (d, min) = scale_and_min(&block.x[0], &block.w[0], top.into());
+    let ((d, unit), (min, shift)) = (block.half(d)?, block.half(min)?);
+    let (codes, inverse) = (Integers { low: 0.0, high: top.into() }, inverse(unit));
+    Some((d, min, block.x[0].map(|x| codes.nearest((x - shift) * inverse) as u8)))
+}
+
+/// Without importance, these types are not searched.
+fn block(input: &Input) -> Weighted<32, 1> {
+    Weighted::new(input, Weight::Square, Spread::Row)
 }
 
 /// `(x - min) / d + offset`, cut to an integer from 0 to `top`. ggml's rounding: the halves of an offset go up.

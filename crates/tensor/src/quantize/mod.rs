@@ -5,12 +5,12 @@
 //! one value, and the error is made by all: a scale a little off makes most of them fall
 //! nearer to a code. So the types of few bits *search*: they try some scales around the one of
 //! the largest value, round under each, fit the scale (and minimum) to the codes by least squares, and
-//! keep what leaves the smallest weighted error (`search`). The types of 256 elements then round the scales of
-//! their sub-blocks to a few bits, and fit the scales of these again (`super_block`).
+//! keep what leaves the smallest weighted error (`search.rs`). The types of 256 elements then round the scales of
+//! their sub-blocks to a few bits, and fit the scales of these again (`super_block.rs`).
 //!
 //! The weight of an error says how much it matters. With an *importance* for each column, the mean square of the
 //! activation that it is multiplied with (llama.cpp's `imatrix`), it is that times a function of the value that grows
-//! with its magnitude; without, it is a function of the value alone (`weight`).
+//! with its magnitude; without, it is a function of the value alone (`weighted.rs`).
 //!
 //! The result depends on the row alone: no threads and no fused arithmetic, so the bits are
 //! the same on every machine. Rows may be quantised in parallel.
@@ -18,14 +18,21 @@
 //! Refused: NaN and infinities, and values for which a scale would be infinite in half precision. Values
 //! so small that their scale is zero in half precision become zeros.
 
+mod iq4;
+mod k_quants;
 mod legacy;
 mod plain;
+mod search;
+mod super_block;
+mod weighted;
 
 use zerocopy::IntoBytes;
 
 use crate::{
     DType, Error, Result,
-    block::{AprQ4, Block, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0},
+    block::{
+        AprQ4, Block, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    },
 };
 
 /// Writes one row of weights to `out` in the given type.
@@ -115,6 +122,13 @@ fn writer(dtype: DType) -> Option<Writer> {
         DType::Q5_0 => blocks::<Q5_0>,
         DType::Q5_1 => blocks::<Q5_1>,
         DType::Q8_0 => blocks::<Q8_0>,
+        DType::Q2_K => blocks::<Q2_K>,
+        DType::Q3_K => blocks::<Q3_K>,
+        DType::Q4_K => blocks::<Q4_K>,
+        DType::Q5_K => blocks::<Q5_K>,
+        DType::Q6_K => blocks::<Q6_K>,
+        DType::IQ4_NL => blocks::<IQ4_NL>,
+        DType::IQ4_XS => blocks::<IQ4_XS>,
         DType::AprQ4 => blocks::<AprQ4>,
         _ => return None,
     })
@@ -126,35 +140,39 @@ struct Row<'a> {
     importance: Option<Importance<'a>>,
 }
 
-/// How much each column matters, in units of their mean.
+/// How much each column matters.
 #[derive(Clone, Copy)]
 struct Importance<'a> {
-    values: &'a [f32],
-    /// What makes the mean one, so that no sum of weights overflows.
+    columns: &'a [f32],
+    /// What makes their mean one, so that no sum of weights overflows.
     unit: f32,
     /// The mean square of the values of the row.
-    power: f32,
+    mean_square: f64,
 }
 
-/// The least importance, in units of the mean: with none at all, a block of such columns would have no best scale.
-const LEAST: f32 = 1e-6;
-
 impl<'a> Importance<'a> {
-    fn new(row: &[f32], importance: Option<&'a [f32]>) -> Result<Option<Self>> {
-        let Some(values) = importance else { return Ok(None) };
-        let (expected, found) = (row.len(), values.len());
+    /// `None` if all columns are of no importance.
+    fn new(row: &[f32], columns: Option<&'a [f32]>) -> Result<Option<Self>> {
+        let Some(columns) = columns else { return Ok(None) };
+        let (expected, found) = (row.len(), columns.len());
         if expected != found {
             return Err(Error::ImportanceLength { expected, found });
         }
-        if let Some(index) = values.iter().position(|x| !(x.is_finite() && *x >= 0.0)) {
-            return Err(Error::Importance { index, value: values[index] });
+        if let Some(index) = columns.iter().position(|x| !(x.is_finite() && *x >= 0.0)) {
+            return Err(Error::Importance { index, value: columns[index] });
         }
         let mean = |values: &[f32], of: fn(f64) -> f64| {
             values.iter().map(|&x| of(x.into())).sum::<f64>() / expected as f64
         };
-        let unit = (1.0 / mean(values, |x| x)) as f32;
-        let power = mean(row, |x| x * x) as f32;
-        Ok(unit.is_finite().then_some(Self { values, unit, power }))
+        let unit = (1.0 / mean(columns, |x| x)) as f32;
+        let mean_square = mean(row, |x| x * x);
+        Ok(unit.is_finite().then_some(Self { columns, unit, mean_square }))
+    }
+
+    /// An importance in units of the mean, and never zero: a block of columns without any would have no best scale.
+    fn relative(&self, column: f32) -> f32 {
+        const LEAST: f32 = 1e-6;
+        (column * self.unit).max(LEAST)
     }
 }
 
@@ -176,7 +194,7 @@ fn blocks<B: Quantize>(row: &Row, out: &mut [u8]) -> Result<()> {
     for (start, out) in starts.zip(out.chunks_exact_mut(size_of::<B>())) {
         let range = start..start + B::LEN;
         let importance =
-            row.importance.map(|all| Importance { values: &all.values[range.clone()], ..all });
+            row.importance.map(|all| Importance { columns: &all.columns[range.clone()], ..all });
         let values = &row.values[range];
         let Some(block) = B::quantize(&Input { values, importance }) else {
             let magnitudes = values.iter().map(|x| x.abs()).enumerate();
