@@ -72,7 +72,7 @@ pub(super) fn error<const N: usize>(
 /// The scale with which codes leave about the smallest weighted error of `x`.
 #[inline(always)]
 pub(super) fn scale<const N: usize>(x: &[f32; N], w: &[f32; N], codes: impl Codes) -> f32 {
-    const STEPS: i32 = 4;
+    const STEPS: i32 = 3;
     let inverse_of_largest = inverse(largest(x));
     let wx: [f32; N] = std::array::from_fn(|i| w[i] * x[i]);
     let (mut best, mut most_explained) = (0.0, 0.0);
@@ -99,7 +99,7 @@ pub(super) fn scale<const N: usize>(x: &[f32; N], w: &[f32; N], codes: impl Code
 /// Each proposal starts from the best minimum so far, so that both are searched in one walk.
 #[inline(always)]
 pub(super) fn scale_and_min<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32) -> (f32, f32) {
-    const STEPS: i32 = 8;
+    const STEPS: i32 = 6;
     let min = x.iter().fold(0.0, |min: f32, &x| if x < min { x } else { min });
     let max = x.iter().fold(min, |max: f32, &x| if x > max { x } else { max });
     let [total, sum] = sums::<N, 2>(|i| [w[i], w[i] * x[i]]);

@@ -103,10 +103,8 @@ impl<const S: usize, const B: usize> Affine<S, B> {
         let mut scales = free_scales.map(|scale| integers.nearest(scale * inverse(unit)));
         let mut mins = free_mins.map(|min| integers.nearest(min * inverse(min_unit)));
         for (((x, w), scale), min) in each().zip(&mut scales).zip(&mut mins) {
-            let around: [(f32, f32); 9] = std::array::from_fn(|i| {
-                let step = |digit: usize| [0.0, -1.0, 1.0][digit % 3];
-                (integers.nearest(*scale + step(i / 3)), integers.nearest(*min + step(i)))
-            });
+            let at = |s, m| (integers.nearest(*scale + s), integers.nearest(*min + m));
+            let around = [at(0.0, 0.0), at(-1.0, 0.0), at(1.0, 0.0), at(0.0, -1.0), at(0.0, 1.0)];
             (*scale, *min) =
                 best_of(around, |(scale, min)| error_of(x, w, unit * scale, min_unit * min));
         }

@@ -2,8 +2,8 @@
 
     pip install llama-cpp-python gguf && python crates/tensor/tests/data/generate_quantize.py
 
-`quantize.txt` has a line for each type, kind of input, and with and without importance: the error of ggml's blocks, weighted
-as ggml weighs it for that type (`weights` below), the same unweighted (both root mean squares), and the FNV-1a hash of the blocks.
+`quantize.txt` has a line for each type, with and without importance, and kind of input: the root mean square of the error of ggml's blocks,
+weighted as ggml weighs it for that type (`weights` below), and the FNV-1a hash of the blocks.
 Inputs are made by `../quantize/inputs.rs` in the same way, except for `quantize_trained.bin`: rows of fixtures/pycoder-3m, in bf16.
 """
 
@@ -129,15 +129,15 @@ def main() -> None:
     trained().tofile(HERE / "quantize_trained.bin")
     lines = []
     for name in TYPES:
-        for kind, x in inputs().items():
-            for imatrix in (None, importance()):
+        for imatrix in (None, importance()):
+            for kind, x in inputs().items():
                 blocks = quantize(name, x, imatrix)
                 exact = x.astype(np.float64)
                 error = (dequantize(blocks, GGMLQuantizationType[name]).astype(np.float64) - exact) ** 2
                 weight = weights(name, exact, None if imatrix is None else imatrix.astype(np.float64))
                 weighted = np.sqrt((weight * error).sum() / max(weight.sum(), 1e-300))
                 which = "none" if imatrix is None else "importance"
-                lines.append(f"{name} {kind} {which} {weighted:.6e} {np.sqrt(error.mean()):.6e} {fnv(blocks.tobytes()):016x}")
+                lines.append(f"{name} {kind} {which} {weighted:.6e} {fnv(blocks.tobytes()):016x}")
     (HERE / "quantize.txt").write_text("\n".join(lines) + "\n")
 
 
