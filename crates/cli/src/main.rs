@@ -18,6 +18,7 @@ mod inspect;
 mod logits;
 mod output;
 mod prompt;
+mod pull;
 mod run;
 mod selection;
 mod trace;
@@ -59,6 +60,8 @@ enum Command {
     Faultbench(faultbench::Args),
     /// Show what a model file holds.
     Inspect(inspect::Args),
+    /// Fetch a model from the Hugging Face hub, and print its path.
+    Pull(pull::Args),
     /// Tour on the embedded model: write, trace, compare with Hugging Face, audit, and find a planted bug.
     Demo(demo::Args),
     /// Print a completion script for a shell.
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Bisect(args) => bisect::run(args),
         Command::Faultbench(args) => faultbench::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Pull(args) => pull::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => completions(shell),
         Command::Man { command } => man(command.as_deref()),
