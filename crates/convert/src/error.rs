@@ -1,6 +1,12 @@
 //! What can keep a checkpoint from being converted.
 
-/// An error of a conversion.
+use std::{io, path::PathBuf};
+
+use apr_tensor::DType;
+
+use crate::{Loss, Recipe, Target};
+
+/// An error of a conversion. A message is whole: it contains its reason, which is not chained as well.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -10,13 +16,153 @@ pub enum Error {
     /// The checkpoint is no model that is known here.
     #[error(transparent)]
     Model(#[from] apr_model::Error),
-    /// A tensor's numbers cannot be read or stored.
+    /// A tensor's numbers cannot be read.
     #[error(transparent)]
     Tensor(#[from] apr_tensor::Error),
     /// The tokenizer or the chat template cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] apr_tokenizer::Error),
+    /// The operating system refused.
+    #[error("{}: {reason}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its reason.
+        reason: io::Error,
+    },
+    /// The target cannot express all that the source has.
+    #[error("{}; `--lossy` converts without", listed(losses))]
+    Lossy {
+        /// What would be lost.
+        losses: Vec<Loss>,
+    },
+    /// The container has no such types.
+    #[error("{target} files have no {} weights, which {recipe} is made of; they can be made of: {supported}", recipe.dtype())]
+    Recipe {
+        /// The container.
+        target: Target,
+        /// The recipe asked for.
+        recipe: Recipe,
+        /// Those that it has.
+        supported: String,
+    },
+    /// Weights that were rounded once would be rounded again.
+    #[error(
+        "tensor `{tensor}` is {from} already: to make {to} of it adds one error to the other; convert the original \
+         checkpoint, or accept that with `--requantize`"
+    )]
+    Requantize {
+        /// The tensor, as the target calls it.
+        tensor: String,
+        /// Its type.
+        from: DType,
+        /// The type that the recipe asks for.
+        to: DType,
+    },
+    /// The target would mean another model.
+    #[error("{target} cannot express {what}: {why}")]
+    Inexpressible {
+        /// The container.
+        target: Target,
+        /// What the source has.
+        what: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The importance matrix is of another model, or damaged.
+    #[error("{}, tensor `{tensor}`: {why}; give the importance matrix of this very model", file.display())]
+    Importance {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A number cannot be written in the type asked for.
+    #[error("tensor `{tensor}`, row {row}: {reason}")]
+    Row {
+        /// The tensor, as the target calls it.
+        tensor: String,
+        /// The row.
+        row: usize,
+        /// Why not.
+        reason: apr_tensor::Error,
+    },
+    /// There is something already.
+    #[error("{}: there is {what} already; give another name, or --force to replace it", path.display())]
+    Exists {
+        /// Where it was to be written.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// The target would replace what it is made from.
+    #[error("{}: this is what is being converted; give another name", path.display())]
+    OntoItself {
+        /// Where it was to be written.
+        path: PathBuf,
+    },
+    /// A directory that holds other things than a model.
+    #[error("{}: not replaced, for it is no directory of a model; give another name, or remove it", path.display())]
+    ForeignDirectory {
+        /// Where it was to be written.
+        path: PathBuf,
+    },
+    /// The file system is too full.
+    #[error(
+        "{}: {needed} bytes are to be written, {available} are free; make room or write elsewhere",
+        path.display()
+    )]
+    Full {
+        /// Where it was to be written.
+        path: PathBuf,
+        /// Bytes to be written.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// An `.apr` file's copy of another container's words is not whole.
+    #[error("{}, key `{copy}`, `{key}`: expected {expected}; remove `{copy}` to convert without it", file.display())]
+    Carried {
+        /// The file.
+        file: PathBuf,
+        /// The key of the copy.
+        copy: &'static str,
+        /// The entry.
+        key: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// An `.apr` file's copy of another container's words contradicts the file's own keys.
+    #[error(
+        "{}: key `{copy}` does not say what the file's own keys say: {what} differs; correct one of them, or remove `{copy}`",
+        file.display()
+    )]
+    Contradiction {
+        /// The file.
+        file: PathBuf,
+        /// The key of the copy.
+        copy: &'static str,
+        /// What they disagree in.
+        what: String,
+    },
+    /// What was written is not what should have been.
+    #[error(
+        "verification failed, {what}: {why}; nothing was left under the final name (is the disk or the memory faulty?)"
+    )]
+    Verification {
+        /// The tensor or key.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn listed(losses: &[Loss]) -> String {
+    let texts: Vec<_> = losses.iter().map(Loss::to_string).collect();
+    format!("{} thing(s) would be lost: {}", losses.len(), texts.join("; "))
+}
