@@ -8,6 +8,8 @@ use crate::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the table below says what each is")]
 pub enum Check {
+    Checksum,
+    Layout,
     Config,
     Vocabulary,
     FiniteWeights,
@@ -15,6 +17,7 @@ pub enum Check {
     DuplicateWeights,
     NormScale,
     RowScale,
+    BlockScale,
     Tokenizer,
     SpecialTokens,
     TokenIds,
@@ -33,7 +36,13 @@ pub enum Check {
     Isa,
 }
 
-const TABLE: [(Check, &str, &str); 23] = [
+const TABLE: [(Check, &str, &str); 26] = [
+    (Check::Checksum, "checksum", "the checksums that the file states are those of its bytes"),
+    (
+        Check::Layout,
+        "layout",
+        "the files can be read: tensors lie within them, in whole blocks, apart from each other, where the index says",
+    ),
     (
         Check::Config,
         "config",
@@ -49,6 +58,11 @@ const TABLE: [(Check, &str, &str); 23] = [
     ),
     (Check::NormScale, "norm-scale", "norm weights are of ordinary size (oddities are notes)"),
     (Check::RowScale, "row-scale", "the rows of a matrix are of one scale (oddities are notes)"),
+    (
+        Check::BlockScale,
+        "block-scale",
+        "no weight is beyond what F16 holds, and the blocks of a matrix are of one scale (oddities are notes)",
+    ),
     (Check::Tokenizer, "tokenizer", "decoding an encoded text gives the text back"),
     (
         Check::SpecialTokens,
@@ -109,6 +123,16 @@ impl Check {
         TABLE.iter().map(|row| row.0)
     }
 
+    /// The checks of the file alone: no model has to run for them.
+    pub fn of_file() -> impl Iterator<Item = Self> {
+        Self::all().filter(|check| !check.needs_run())
+    }
+
+    /// Whether the model has to run, or at least to be planned.
+    pub fn needs_run(self) -> bool {
+        self >= Self::Plan
+    }
+
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         TABLE[self as usize].1
@@ -153,7 +177,8 @@ mod tests {
     fn a_name_that_no_check_has_is_answered_with_all_that_there_are() {
         let message = "decoed".parse::<Check>().unwrap_err().to_string();
         assert!(
-            message.contains("`decoed`") && message.contains("config, vocabulary"),
+            message.contains("`decoed`")
+                && message.contains("checksum, layout, config, vocabulary"),
             "{message}"
         );
     }

@@ -12,6 +12,9 @@ pub enum Error {
         /// All names.
         known: String,
     },
+    /// The file cannot be read at all.
+    #[error(transparent)]
+    File(apr_format::Error),
     /// A prompt without tokens.
     #[error("no tokens: the checks of runs need a prompt of at least one token")]
     NoTokens,

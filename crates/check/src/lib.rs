@@ -2,7 +2,8 @@
 //!
 //! A file is asked whether it is sound (shapes, weights, tokenizer), and a backend whether it keeps its promise that
 //! bits depend on nothing but the tokens: not on how a prompt is cut into steps, on threads, on the instruction set,
-//! on other sequences, on going back, or on who looks. Start at [`check_model`]; [`Check`] lists what is checked.
+//! on other sequences, on going back, or on who looks. Start at [`check_model`], or at [`check_file`] for what needs no
+//! run; [`Check`] lists what is checked.
 //!
 //! Runs are compared site by site while they run, so a broken promise is told with the first value that broke
 //! it. What was not compared is never held: it is [`Outcome::NotMeasured`], with the reason. This crate judges no
@@ -11,6 +12,7 @@
 mod catalog;
 mod compare;
 mod error;
+mod file;
 mod outcome;
 mod rows;
 mod runs;
@@ -23,7 +25,8 @@ mod weights;
 
 pub use catalog::Check;
 pub use error::{Error, Result};
-pub use outcome::{Break, Checked, Checkup, Outcome};
+pub use file::{FileCheckup, check_file};
+pub use outcome::{Break, Checked, Checkup, Note, Outcome};
 pub use rows::Place;
 pub use session::{Factory, FactoryError, Options, Way, check_model};
 pub use watch::{Unwatched, Watch};

@@ -1,5 +1,7 @@
 //! What came of a check.
 
+use std::{fmt, time::Instant};
+
 use apr_model::{BackendInfo, Site};
 use serde::{Serialize, Serializer};
 
@@ -31,12 +33,37 @@ pub struct Checked {
     /// What was looked at.
     pub looked_at: Option<String>,
     /// What is odd, but may well be as it should.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// How long it took. What several checks share is paid for by the first.
     pub seconds: f64,
     /// Whether the check was asked for by its name.
     #[serde(skip)]
     pub asked_for: bool,
+}
+
+/// What is odd, but may well be as it should.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Note {
+    /// The tensor that is odd, by its name in the file; `None` if it is something else.
+    pub tensor: Option<String>,
+    /// What is odd.
+    pub what: String,
+}
+
+impl Note {
+    /// A note of no tensor.
+    pub(crate) fn new(what: String) -> Self {
+        Self { tensor: None, what }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tensor {
+            Some(tensor) => write!(f, "{tensor}: {}", self.what),
+            None => f.write_str(&self.what),
+        }
+    }
 }
 
 /// Whether something holds.
@@ -130,26 +157,26 @@ pub enum Break {
 }
 
 impl Checkup {
-    /// How many checks ended like this.
-    pub fn count(&self, is: impl Fn(&Outcome) -> bool) -> usize {
-        self.checks.iter().filter(|checked| is(&checked.outcome)).count()
-    }
-
     /// 1 if something is broken; else 3 if nothing holds, or something asked for was not measured; else 0.
     pub fn exit_code(&self) -> u8 {
-        let broken = |outcome: &Outcome| matches!(outcome, Outcome::Broken { .. });
-        let missed = |checked: &Checked| match checked.outcome {
-            Outcome::NotMeasured { .. } => true,
-            Outcome::NotApplicable { .. } => checked.asked_for,
-            _ => false,
-        };
-        if self.count(broken) > 0 {
-            1
-        } else if self.checks.iter().any(missed) || self.count(|o| *o == Outcome::Held) == 0 {
-            3
-        } else {
-            0
-        }
+        exit_code(&self.checks)
+    }
+}
+
+pub(crate) fn exit_code(checks: &[Checked]) -> u8 {
+    let broken = |checked: &Checked| matches!(checked.outcome, Outcome::Broken { .. });
+    let missed = |checked: &Checked| match checked.outcome {
+        Outcome::NotMeasured { .. } => true,
+        Outcome::NotApplicable { .. } => checked.asked_for,
+        _ => false,
+    };
+    let held = |checked: &Checked| checked.outcome == Outcome::Held;
+    if checks.iter().any(broken) {
+        1
+    } else if checks.iter().any(missed) || !checks.iter().any(held) {
+        3
+    } else {
+        0
     }
 }
 
@@ -173,12 +200,24 @@ impl Outcome {
     }
 }
 
+/// Makes a check: one that meets an obstacle ends with that for its outcome.
+pub(crate) fn made(
+    name: Check,
+    asked_for: bool,
+    verdict: impl FnOnce() -> Result<Verdict, Outcome>,
+) -> Checked {
+    let start = Instant::now();
+    let Verdict { outcome, looked_at, notes } = verdict().unwrap_or_else(Verdict::from);
+    let seconds = start.elapsed().as_secs_f64();
+    Checked { name, holds: name.holds(), outcome, looked_at, notes, seconds, asked_for }
+}
+
 /// An outcome with what belongs to it.
 #[derive(Debug)]
 pub(crate) struct Verdict {
     pub(crate) outcome: Outcome,
     pub(crate) looked_at: Option<String>,
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Vec<Note>,
 }
 
 impl Verdict {

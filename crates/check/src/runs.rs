@@ -3,7 +3,7 @@
 use apr_model::{LogitRows, Model, Plan, Site, Stage, TapSet, Unobserved};
 
 use crate::{
-    Break, Check, Factory, Outcome, Place, Way,
+    Break, Check, Factory, Note, Outcome, Place, Way,
     compare::{Compare, Fetch, Glance},
     outcome::Verdict,
     rows::bits,
@@ -311,7 +311,8 @@ impl Tally {
                 notes: Vec::new(),
             };
         }
-        let notes = self.missed.iter().map(|why| format!("not measured: {why}")).collect();
+        let missed = self.missed.iter().map(|why| Note::new(format!("not measured: {why}")));
+        let notes = missed.collect();
         Verdict { notes, ..Verdict::new(self.breaks, looked_at) }
     }
 }

@@ -1,22 +1,16 @@
 //! A check-up: which checks are made, and what they share.
 
-use std::{
-    cell::{OnceCell, RefCell},
-    collections::BTreeMap,
-    rc::Rc,
-    time::Instant,
-};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use apr_format::Checkpoint;
 use apr_model::{Backend, BackendInfo, LogitRows, Model};
-use apr_tokenizer::Tokenizer;
 
 use crate::{
-    Check, Checked, Checkup, Error, Outcome, Result, Watch,
+    Check, Checkup, Error, Outcome, Result, Watch,
     compare::{Baseline, Record},
-    outcome::Verdict,
+    file::FileSession,
+    outcome::{self, Verdict},
     script::{Act, Texts, play, reads},
-    statistics::TensorFacts,
 };
 
 /// What a factory may fail with.
@@ -74,7 +68,8 @@ pub fn check_model<F: Factory>(
 ) -> Result<Checkup> {
     let session = Session::new(checkpoint, factory, options, watch)?;
     let asked_for = |check: &Check| options.only.as_ref().is_none_or(|only| only.contains(check));
-    let checks = Check::all().filter(asked_for).map(|check| session.make(check)).collect();
+    let make = |check| outcome::made(check, options.only.is_some(), || session.verdict(check));
+    let checks = Check::all().filter(asked_for).map(make).collect();
     let plan = session.model.as_ref().ok().map(|model| model.plan().fingerprint().to_owned());
     Ok(Checkup { backend: session.info, plan, checks })
 }
@@ -87,9 +82,8 @@ pub(crate) struct Session<'a, F: Factory> {
     pub(crate) watch: &'a dyn Watch,
     info: BackendInfo,
     pub(crate) model: Result<Model<F::Backend>, apr_model::Error>,
+    file: FileSession<'a>,
     pub(crate) texts: Texts,
-    pub(crate) facts: OnceCell<Vec<TensorFacts>>,
-    tokenizer: OnceCell<Result<Tokenizer, apr_tokenizer::Error>>,
     /// By the steps that the prompt was read in.
     baselines: RefCell<BTreeMap<Vec<usize>, Rc<Baseline>>>,
 }
@@ -120,7 +114,7 @@ impl<'a, F: Factory> Session<'a, F> {
             }
         }
         let texts = Texts::new(&options.tokens, vocab_size);
-        let (facts, tokenizer, baselines) = Default::default();
+        let file = FileSession::new(checkpoint, model.as_ref().map(Model::config), watch);
         Ok(Self {
             checkpoint,
             factory,
@@ -128,41 +122,14 @@ impl<'a, F: Factory> Session<'a, F> {
             watch,
             info,
             model,
+            file,
             texts,
-            facts,
-            tokenizer,
-            baselines,
+            baselines: RefCell::default(),
         })
-    }
-
-    fn make(&self, check: Check) -> Checked {
-        let start = Instant::now();
-        // A check that meets an obstacle ends with that for its outcome.
-        let verdict = self.verdict(check).unwrap_or_else(Verdict::from);
-        Checked {
-            name: check,
-            holds: check.holds(),
-            outcome: verdict.outcome,
-            looked_at: verdict.looked_at,
-            notes: verdict.notes,
-            seconds: start.elapsed().as_secs_f64(),
-            asked_for: self.options.only.is_some(),
-        }
     }
 
     fn verdict(&self, check: Check) -> Result<Verdict, Outcome> {
         match check {
-            Check::Config => self.config(),
-            Check::Vocabulary => self.vocabulary(),
-            Check::FiniteWeights => self.finite_weights(),
-            Check::DeadWeights => self.dead_weights(),
-            Check::DuplicateWeights => self.duplicate_weights(),
-            Check::NormScale => self.norm_scale(),
-            Check::RowScale => self.row_scale(),
-            Check::Tokenizer => self.round_trip(),
-            Check::SpecialTokens => self.special_tokens(),
-            Check::TokenIds => self.token_ids(),
-            Check::ChatTemplate => self.chat_template(),
             Check::Plan => self.plan(),
             Check::FiniteValues => self.finite_values(),
             Check::Repeat => self.repeat(),
@@ -175,6 +142,7 @@ impl<'a, F: Factory> Session<'a, F> {
             Check::Rewind => self.rewind(),
             Check::Threads => self.threads(),
             Check::Isa => self.isa(),
+            of_file => self.file.verdict(of_file),
         }
     }
 
@@ -183,17 +151,6 @@ impl<'a, F: Factory> Session<'a, F> {
         self.model
             .as_ref()
             .map_err(|_| Outcome::not_measured("the model cannot be loaded: see config"))
-    }
-
-    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, Outcome> {
-        let read = || Tokenizer::from_checkpoint(self.checkpoint);
-        self.tokenizer.get_or_init(read).as_ref().map_err(|error| match error {
-            apr_tokenizer::Error::NoTokenizer { .. } => {
-                Outcome::not_applicable("the model comes without a tokenizer")
-            }
-            apr_tokenizer::Error::Unsupported { .. } => Outcome::not_measured(error),
-            _ => Outcome::broken(error),
-        })
     }
 
     /// What the model as asked for computes when it makes the reads among `acts` and nothing else.

@@ -1,9 +1,9 @@
 //! What must hold of a tokenizer and a chat template.
 
-use apr_model::read_config;
+use apr_format::Container;
 use apr_tokenizer::{Message, Specials, Tokenizer};
 
-use crate::{Break, Check, Factory, Outcome, outcome::Verdict, session::Session};
+use crate::{Break, Check, Note, Outcome, file::FileSession, outcome::Verdict};
 
 /// Texts that a tokenizer must give back: letters, digits, white space at all ends, code, several scripts, characters beyond
 /// the basic plane, composed emoji. All are in normal form C, which some tokenizers bring texts to.
@@ -22,15 +22,24 @@ const TEXTS: [&str; 12] = [
     "!@#$%^&*()_+-=[]{}|;':\",./<>?`~\\",
 ];
 
-impl<F: Factory> Session<'_, F> {
+/// The keys of the one special token that a tokenizer is read without, since only templates name it.
+const PADDING: [&str; 2] = ["tokenizer.ggml.padding_token_id", "tokenizer.padding_token_id"];
+
+impl FileSession<'_> {
     pub(crate) fn vocabulary(&self) -> Result<Verdict, Outcome> {
         self.watch.begin(Check::Vocabulary, 0);
         let tokenizer = self.tokenizer()?;
-        let config = read_config(self.checkpoint).map_err(Outcome::not_measured)?;
-        let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
+        let (ids, rows) = (tokenizer.vocab_size(), self.embedding()?.shape().rows());
         let mut breaks = Vec::new();
+        // Elsewhere rows without a token are padding, which GGUF has tokens for.
+        let is_gguf = matches!(self.checkpoint.container(), Container::Gguf { .. });
         if ids > rows {
             let what = format!("the tokenizer has {ids} ids, but the embedding only {rows} rows");
+            breaks.push(Break::Other { what });
+        } else if ids < rows && is_gguf {
+            let what = format!(
+                "the tokenizer has only {ids} ids for {rows} rows of the embedding; in GGUF each has one"
+            );
             breaks.push(Break::Other { what });
         }
         let named = tokenizer.eos_ids().iter().map(|&id| ("end", id));
@@ -40,12 +49,19 @@ impl<F: Factory> Session<'_, F> {
                 breaks.push(Break::Other { what });
             }
         }
-        Ok(Verdict::new(breaks, format!("{ids} ids, {rows} rows")))
+        let mut verdict = Verdict::new(breaks, format!("{ids} ids, {rows} rows"));
+        for key in PADDING {
+            let id = self.checkpoint.metadata().u64(key).ok().flatten();
+            if let Some(id) = id.filter(|&id| id >= ids as u64) {
+                verdict.notes.push(Note::new(format!("{key} is {id}, which is no token")));
+            }
+        }
+        Ok(verdict)
     }
 
     pub(crate) fn round_trip(&self) -> Result<Verdict, Outcome> {
         self.watch.begin(Check::Tokenizer, 0);
-        let tokenizer = self.tokenizer()?;
+        let tokenizer = self.read_tokenizer()?;
         let wrong = |text: &&str| match tokenizer.encode_fragment(text, Specials::Literal) {
             Ok(ids) => difference(text, &tokenizer.decode(&ids)),
             Err(error) => Some(error.to_string()),
@@ -104,7 +120,8 @@ impl<F: Factory> Session<'_, F> {
             (nameless, "stand for no text at all"),
         ] {
             if !ids.is_empty() {
-                verdict.notes.push(format!("{} tokens {what}: {}", ids.len(), listed(&ids)));
+                let what = format!("{} tokens {what}: {}", ids.len(), listed(&ids));
+                verdict.notes.push(Note::new(what));
             }
         }
         Ok(verdict)

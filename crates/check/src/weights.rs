@@ -1,4 +1,4 @@
-//! What must hold of a file's shapes and weights.
+//! What must hold of a file's weights.
 //!
 //! Broken is only what no training and no converter makes on purpose. What merely looks odd (a norm far from 1, a row of
 //! another scale, rows of zeros for tokens that nobody uses) is a note.
@@ -8,46 +8,29 @@ use std::collections::HashMap;
 use apr_model::{LayerRole, Role};
 
 use crate::{
-    Break, Check, Factory, Outcome,
+    Break, Check, Note, Outcome,
+    file::FileSession,
     outcome::Verdict,
-    session::Session,
-    statistics::{BLOCK, Numbers, TensorFacts},
+    statistics::{BLOCK, LARGEST_F16, Numbers, TensorFacts},
 };
+
+/// How much larger than usual in its matrix a weight may be without a note. The outliers of trained models are some hundred
+/// times as large; one flipped bit in an exponent is good for a factor of up to 65536.
+const ORDINARY_OUTLIER: f64 = 1024.0;
 
 /// Mean magnitudes of norm weights that need no note. Trained models have been seen from 0.03 to 20.
 const ORDINARY_NORM: std::ops::RangeInclusive<f64> = 1.0 / 64.0..=64.0;
 
-impl<F: Factory> Session<'_, F> {
-    pub(crate) fn config(&self) -> Result<Verdict, Outcome> {
-        use apr_model::Error::*;
-        self.watch.begin(Check::Config, 0);
-        match &self.model {
-            Ok(model) => {
-                let config = model.config();
-                let (layers, tensors) = (config.num_hidden_layers, self.checkpoint.tensors().len());
-                let looked_at =
-                    format!("{}, {layers} layers, {tensors} tensors", config.architecture);
-                Ok(Verdict::new(Vec::new(), looked_at))
-            }
-            // The file may be sound: it is this engine that lacks something.
-            Err(
-                error @ (UnsupportedArchitecture { .. }
-                | UnsupportedValue { .. }
-                | UnsupportedType { .. }
-                | WeightType { .. }),
-            ) => Err(Outcome::not_measured(error)),
-            Err(error) => Err(Outcome::broken(error)),
-        }
-    }
-
+impl FileSession<'_> {
     pub(crate) fn finite_weights(&self) -> Result<Verdict, Outcome> {
         self.of_weights(Check::FiniteWeights, any, |facts, numbers| {
             let (row, column, value) = numbers.not_finite.first?;
             let (count, all) = (numbers.not_finite.count, numbers.elements);
+            let at = facts.parts.element(row, column);
             let what = format!(
-                "{count} of {all} numbers are NaN or infinite; the first is {value} in row {row}, column {column}"
+                "{count} of {all} numbers are NaN or infinite; the first is {value} in {at}"
             );
-            Some(Odd::Broken(tensor(facts, what)))
+            Some(Odd::Broken(what))
         })
     }
 
@@ -58,29 +41,37 @@ impl<F: Factory> Session<'_, F> {
                 // Biases of zero and norms of one are what training begins with.
                 let legitimate = !facts.is_matrix && (value != 0.0 || !is_norm(facts));
                 return Some(match legitimate {
-                    true => Odd::Note(format!("{}: {what}", facts.name)),
-                    false => Odd::Broken(tensor(facts, what)),
+                    true => Odd::Note(what),
+                    false => Odd::Broken(what),
                 });
             }
             if !facts.is_matrix {
                 return None;
             }
+            if let Some(&(_, value)) = numbers.constant_parts.first() {
+                let all: Vec<String> = numbers
+                    .constant_parts
+                    .iter()
+                    .filter_map(|&(part, _)| facts.parts.name(part))
+                    .collect();
+                let what = format!("{}: all numbers are {value}", listed(&all));
+                return Some(Odd::Broken(what));
+            }
             let mut parts = Vec::new();
             if let Some((row, ..)) = numbers.zero_rows.first {
-                parts.push(format!("{} rows of zeros (first: row {row})", numbers.zero_rows.count));
+                let (count, at) = (numbers.zero_rows.count, facts.parts.row(row));
+                parts.push(format!("{count} rows of zeros (first: {at})"));
             }
             if let Some((row, column, ())) = numbers.zero_blocks.first {
-                let count = numbers.zero_blocks.count;
-                parts.push(format!(
-                    "{count} blocks of {BLOCK} zeros in other rows (first: row {row}, column {column})"
-                ));
+                let (count, at) = (numbers.zero_blocks.count, facts.parts.element(row, column));
+                parts.push(format!("{count} blocks of {BLOCK} zeros in other rows (first: {at})"));
             }
-            (!parts.is_empty()).then(|| Odd::Note(format!("{}: {}", facts.name, parts.join(", "))))
+            (!parts.is_empty()).then(|| Odd::Note(parts.join(", ")))
         })
     }
 
     pub(crate) fn duplicate_weights(&self) -> Result<Verdict, Outcome> {
-        let mut seen: HashMap<blake3::Hash, &TensorFacts> = HashMap::new();
+        let mut seen: HashMap<blake3::Hash, (&TensorFacts, usize)> = HashMap::new();
         let mut breaks = Vec::new();
         let all = self.facts(Check::DuplicateWeights);
         for facts in all {
@@ -88,29 +79,38 @@ impl<F: Factory> Session<'_, F> {
             if facts.constant().is_some() || facts.numbers.as_ref().is_ok_and(|n| n.elements < 2) {
                 continue;
             }
-            let Some(first) = seen.get(&facts.hash) else {
-                seen.insert(facts.hash, facts);
-                continue;
-            };
-            let tied = |a, b| (a, b) == (Some(Role::TokenEmbd), Some(Role::Output));
-            if !tied(first.role, facts.role) && !tied(facts.role, first.role) {
-                breaks.push(tensor(facts, format!("holds the same bytes as `{}`", first.name)));
+            let dead = facts.numbers.iter().flat_map(|numbers| &numbers.constant_parts);
+            let dead: Vec<usize> = dead.map(|&(part, _)| part).collect();
+            for (part, &hash) in facts.hashes.iter().enumerate() {
+                if dead.contains(&part) {
+                    continue;
+                }
+                let Some(&(first, part_of_first)) = seen.get(&hash) else {
+                    seen.insert(hash, (facts, part));
+                    continue;
+                };
+                let tied = |a, b| (a, b) == (Some(Role::TokenEmbd), Some(Role::Output));
+                if !tied(first.role, facts.role) && !tied(facts.role, first.role) {
+                    let (this, other) = (facts.parts.name(part), first.parts.name(part_of_first));
+                    let this = this.map_or(String::new(), |part| format!("{part} "));
+                    let other = other.map_or(String::new(), |part| format!(", {part}"));
+                    let what = format!("{this}holds the same bytes as `{}`{other}", first.name);
+                    breaks.push(Break::Tensor { tensor: facts.name.clone(), what });
+                }
             }
         }
         Ok(Verdict::new(breaks, format!("the bytes of {} tensors", all.len())))
     }
 
     pub(crate) fn norm_scale(&self) -> Result<Verdict, Outcome> {
-        self.of_weights(Check::NormScale, is_norm, |facts, numbers| {
-            let (name, mean) = (&facts.name, numbers.mean_abs);
+        self.of_weights(Check::NormScale, is_norm, |_, numbers| {
+            let mean = numbers.mean_abs;
             if !ORDINARY_NORM.contains(&mean) {
-                return Some(Odd::Note(format!("{name}: the mean magnitude is {mean:.3e}")));
+                return Some(Odd::Note(format!("the mean magnitude is {mean:.3e}")));
             }
             let (negative, all) = (numbers.negative, numbers.elements);
             (2 * negative > all).then(|| {
-                Odd::Note(format!(
-                    "{name}: {negative} of {all} weights are negative: is 1 missing?"
-                ))
+                Odd::Note(format!("{negative} of {all} weights are negative: is 1 missing?"))
             })
         })
     }
@@ -120,10 +120,40 @@ impl<F: Factory> Session<'_, F> {
         self.of_weights(Check::RowScale, is_matrix, |facts, numbers| {
             let worst = numbers.odd_rows.first()?;
             let (count, median) = (numbers.odd_rows.len(), numbers.median_norm);
+            let (at, norm) = (facts.parts.row(worst.row), worst.norm);
             Some(Odd::Note(format!(
-                "{}: the norms of {count} rows are far from the others' (farthest: row {} has {:.3e}, the median is {median:.3e})",
-                facts.name, worst.row, worst.norm
+                "the norms of {count} rows are far from the others' (farthest: {at} has {norm:.3e}, the median is {median:.3e})"
             )))
+        })
+    }
+
+    pub(crate) fn block_scale(&self) -> Result<Verdict, Outcome> {
+        self.of_weights(Check::BlockScale, any, |facts, numbers| {
+            if let Some((row, column, x)) = numbers.huge.first {
+                let (count, at) = (numbers.huge.count, facts.parts.element(row, column));
+                return Some(Odd::Broken(format!(
+                    "{count} numbers are beyond {LARGEST_F16}, the largest of F16; the first is {x:e} in {at}"
+                )));
+            }
+            if !facts.is_matrix {
+                return None;
+            }
+            let mut odd = Vec::new();
+            let usual = numbers.median_norm / (numbers.columns.max(1) as f64).sqrt();
+            if let Some((row, column, x)) = numbers.largest
+                && usual > 0.0
+                && f64::from(x.abs()) > ORDINARY_OUTLIER * usual
+            {
+                let at = facts.parts.element(row, column);
+                odd.push(format!("{x:.3e} in {at} stands out; {usual:.3e} is usual"));
+            }
+            if let Some((row, column, x)) = numbers.faint_blocks.first {
+                let (count, at) = (numbers.faint_blocks.count, facts.parts.element(row, column));
+                odd.push(format!(
+                    "{count} blocks of {BLOCK} hold next to nothing in rows that do (the first reaches {x:.3e}, in {at})"
+                ));
+            }
+            (!odd.is_empty()).then(|| Odd::Note(odd.join("; ")))
         })
     }
 
@@ -151,8 +181,12 @@ impl<F: Factory> Session<'_, F> {
             tensors += 1;
             elements += numbers.elements;
             match judge(facts, numbers) {
-                Some(Odd::Broken(found)) => breaks.push(found),
-                Some(Odd::Note(note)) => notes.push(note),
+                Some(Odd::Broken(what)) => {
+                    breaks.push(Break::Tensor { tensor: facts.name.clone(), what });
+                }
+                Some(Odd::Note(what)) => {
+                    notes.push(Note { tensor: Some(facts.name.clone()), what })
+                }
                 None => {}
             }
         }
@@ -164,7 +198,7 @@ impl<F: Factory> Session<'_, F> {
             Some(why) if breaks.is_empty() => Outcome::not_measured(why),
             None if tensors == 0 => Outcome::not_applicable("the file has no such tensors"),
             missed => {
-                notes.extend(missed.map(|why| format!("not measured: {why}")));
+                notes.extend(missed.map(|why| Note::new(format!("not measured: {why}"))));
                 Outcome::of(breaks)
             }
         };
@@ -190,12 +224,16 @@ impl<F: Factory> Session<'_, F> {
 
 /// What a tensor has that it should not have.
 enum Odd {
-    Broken(Break),
+    Broken(String),
     Note(String),
 }
 
-fn tensor(facts: &TensorFacts, what: String) -> Break {
-    Break::Tensor { tensor: facts.name.clone(), what }
+/// The first of many names.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let more = names.len().saturating_sub(SHOWN);
+    let first = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{first} and {more} more") } else { first }
 }
 
 fn any(_: &TensorFacts) -> bool {

@@ -178,10 +178,10 @@ fn resolve(
 
 /// A bar of progress for each check that turns out to be long.
 #[derive(Default)]
-struct Bars(RefCell<Option<Progress>>);
+pub(crate) struct Bars(RefCell<Option<Progress>>);
 
 impl Bars {
-    fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if let Some(bar) = self.0.take() {
             bar.finish();
         }

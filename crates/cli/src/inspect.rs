@@ -3,13 +3,18 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::Result;
+use apr_check::check_file;
 use apr_format::Checkpoint;
 use apr_model::{Config, RopeScaling, read_config};
-use apr_report::inspect::{Inspection, TensorInspection, TensorLine, TypeShare};
+use apr_report::{
+    file_check::FileCheckReport,
+    inspect::{Inspection, TensorInspection, TensorLine, TypeShare},
+};
 use apr_tensor::{Stored, Summary};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    check::Bars,
     engine,
     output::{self, Exit},
 };
@@ -19,19 +24,35 @@ const ARRAY_SHOWN: usize = 8;
 /// Elements of a tensor that are shown.
 const FIRST_SHOWN: usize = 8;
 
+const EXAMPLES: &str = "\
+Examples:
+  apr inspect model.gguf
+  apr inspect model.gguf --tensor blk.0.attn_q.weight
+  apr inspect --check model_dir/
+  apr inspect --check model.apr --json
+
+Exit codes of --check: 0 all holds (there may be notes), 1 something is broken, 2 error, 3 not everything could be checked.";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// A .gguf, .safetensors or .apr file, or a Hugging Face directory.
     model: PathBuf,
     /// Statistics of one tensor.
     #[arg(long, value_name = "NAME")]
     tensor: Option<String>,
+    /// Verify the file without running it: checksums, layout, shapes, weights, tokenizer.
+    #[arg(long, conflicts_with = "tensor")]
+    check: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
+    if args.check {
+        return check(&args);
+    }
     let checkpoint = engine::open(&args.model)?;
     match &args.tensor {
         Some(name) => {
@@ -44,6 +65,21 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         }
     }
     Ok(Exit::Success)
+}
+
+fn check(args: &Args) -> Result<Exit> {
+    let bars = Bars::default();
+    let checkup = check_file(&args.model, engine::runnable_config, &bars);
+    bars.finish();
+    let checkup = checkup?;
+    let exit = Exit::of_verdict(checkup.exit_code());
+    let report = FileCheckReport::new(args.model.display().to_string(), checkup);
+    if args.json {
+        output::print_json(&report)?
+    } else {
+        output::print(&report.text())?
+    }
+    Ok(exit)
 }
 
 fn inspect(checkpoint: &Checkpoint) -> Inspection {

@@ -52,11 +52,7 @@ impl CheckReport {
             kv: info.kv.name(),
             prompt,
             prompt_token_ids,
-            verdict: match checkup.exit_code() {
-                0 => "held",
-                1 => "broken",
-                _ => "unmeasured",
-            },
+            verdict: verdict(checkup.exit_code()),
             checkup,
         }
     }
@@ -74,35 +70,49 @@ impl CheckReport {
             let _ = writeln!(out, "plan     {}", short(plan));
         }
         out += "\n";
-        let mut t = table(&["", "check", "looked at", "time"]);
-        for column in t.column_iter_mut().take(3) {
-            column.set_cell_alignment(CellAlignment::Left);
-        }
-        for checked in checks {
-            let looked_at = checked.looked_at.as_deref().unwrap_or("-");
-            let time = format!("{:.2} s", checked.seconds);
-            t.add_row([outcome(checked), checked.name.name(), looked_at, &time]);
-        }
-        out += &lines(&t);
+        out += &checks_table(checks);
         checks.iter().for_each(|checked| out += &broken_or_noted(checked));
         out += &not_looked_at(checks);
-        out + "\n" + &self.summary()
+        out + "\n" + &summary(self.verdict, checks)
     }
+}
 
-    /// How many checks ended how, after the word that decides the exit code.
-    fn summary(&self) -> String {
-        let count = |is: fn(&Outcome) -> bool| self.checkup.count(is);
-        let counts = [
-            (count(|o| matches!(o, Outcome::Held)), "held"),
-            (count(|o| matches!(o, Outcome::Broken { .. })), "broken"),
-            (count(|o| matches!(o, Outcome::NotMeasured { .. })), "not measured"),
-            (count(|o| matches!(o, Outcome::NotApplicable { .. })), "not applicable"),
-        ];
-        let counts = counts.into_iter().filter(|(n, _)| *n > 0);
-        let counts: Vec<String> = counts.map(|(n, what)| format!("{n} {what}")).collect();
-        let all = plural(self.checkup.checks.len(), "check");
-        format!("{}: {all}: {}\n", self.verdict.to_uppercase(), counts.join(", "))
+/// The word for an exit code.
+pub(crate) fn verdict(exit_code: u8) -> &'static str {
+    match exit_code {
+        0 => "held",
+        1 => "broken",
+        _ => "unmeasured",
     }
+}
+
+/// One line per check.
+pub(crate) fn checks_table(checks: &[Checked]) -> String {
+    let mut t = table(&["", "check", "looked at", "time"]);
+    for column in t.column_iter_mut().take(3) {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
+    for checked in checks {
+        let looked_at = checked.looked_at.as_deref().unwrap_or("-");
+        let time = format!("{:.2} s", checked.seconds);
+        t.add_row([outcome(checked), checked.name.name(), looked_at, &time]);
+    }
+    lines(&t)
+}
+
+/// How many checks ended how, after the word that decides the exit code.
+pub(crate) fn summary(verdict: &str, checks: &[Checked]) -> String {
+    let count = |is: fn(&Outcome) -> bool| checks.iter().filter(|c| is(&c.outcome)).count();
+    let counts = [
+        (count(|o| matches!(o, Outcome::Held)), "held"),
+        (count(|o| matches!(o, Outcome::Broken { .. })), "broken"),
+        (count(|o| matches!(o, Outcome::NotMeasured { .. })), "not measured"),
+        (count(|o| matches!(o, Outcome::NotApplicable { .. })), "not applicable"),
+    ];
+    let counts = counts.into_iter().filter(|(n, _)| *n > 0);
+    let counts: Vec<String> = counts.map(|(n, what)| format!("{n} {what}")).collect();
+    let all = plural(checks.len(), "check");
+    format!("{}: {all}: {}\n", verdict.to_uppercase(), counts.join(", "))
 }
 
 /// A symbol and a word.
@@ -125,13 +135,17 @@ fn broken_or_noted(checked: &Checked) -> String {
         let _ = write!(out, "\n{name} is BROKEN. What must hold: {holds}.\n{breaks}");
     }
     if !checked.notes.is_empty() {
-        let _ = write!(out, "\n{name}, notes:\n{}", listed(checked.notes.iter().cloned()));
+        let _ = write!(
+            out,
+            "\n{name}, notes:\n{}",
+            listed(checked.notes.iter().map(ToString::to_string))
+        );
     }
     out
 }
 
 /// What was not looked at, each reason once.
-fn not_looked_at(checks: &[Checked]) -> String {
+pub(crate) fn not_looked_at(checks: &[Checked]) -> String {
     let mut reasons: Vec<(&str, &str, Vec<&str>)> = Vec::new();
     for checked in checks {
         let (how, why) = match &checked.outcome {
@@ -152,7 +166,7 @@ fn not_looked_at(checks: &[Checked]) -> String {
 }
 
 /// The first few, indented, and how many more there are.
-fn listed(all: impl ExactSizeIterator<Item = String>) -> String {
+pub(crate) fn listed(all: impl ExactSizeIterator<Item = String>) -> String {
     let more = all.len().saturating_sub(SHOWN);
     let mut out: String = all.take(SHOWN).map(|line| format!("  {line}\n")).collect();
     if more > 0 {
@@ -161,7 +175,7 @@ fn listed(all: impl ExactSizeIterator<Item = String>) -> String {
     out
 }
 
-fn broken(what: &Break) -> String {
+pub(crate) fn broken(what: &Break) -> String {
     match what {
         Break::Bits { run, at, expected, found, elements, rows } => {
             let value = match expected {
