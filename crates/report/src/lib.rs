@@ -7,6 +7,7 @@ pub mod audit;
 pub mod bisect;
 pub mod check;
 pub mod diff;
+pub mod file_check;
 pub mod faultbench;
 pub mod html;
 pub mod inspect;
