@@ -136,7 +136,7 @@ pub enum Error {
     },
     /// An `.apr` file's copy of another container's words contradicts the file's own keys.
     #[error(
-        "{}: key `{copy}` does not say what the file's own keys say: {what} differs; correct one of them, or remove `{copy}`",
+        "{}: key `{copy}` does not say what the file's own keys say, they differ in {what}: correct one of them, or remove `{copy}`",
         file.display()
     )]
     Contradiction {

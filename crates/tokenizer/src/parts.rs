@@ -98,6 +98,11 @@ impl Parts {
         hugging_face::write(self)
     }
 
+    /// The merge rules that say what scores of these tokens say.
+    pub fn merges_of_scores(&self, scores: &[f32]) -> Vec<(String, String)> {
+        merges_of_scores(&self.tokens, scores)
+    }
+
     /// The text of a token.
     pub fn text(&self, id: u32) -> Option<&str> {
         self.tokens.get(id as usize).map(|(text, _)| text.as_str())
@@ -127,12 +132,12 @@ impl Parts {
         };
         [
             ("the texts of the tokens", texts(self) == texts(other)),
-            ("the kinds of the tokens", kinds(self) == kinds(other)),
             ("how text becomes tokens", self.algorithm.is_as(&other.algorithm, self, other)),
             ("bos", self.bos == other.bos),
             ("eos", self.eos == other.eos),
             ("the unknown token", self.unknown == other.unknown),
             ("the padding token", self.padding == other.padding),
+            ("the kinds of the tokens", kinds(self) == kinds(other)),
             ("whether texts begin with bos", self.adds_bos == other.adds_bos),
             ("whether texts end with eos", self.adds_eos == other.adds_eos),
             ("the chat template", self.template == other.template),

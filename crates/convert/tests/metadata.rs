@@ -1,0 +1,331 @@
+//! What a checkpoint says about itself, in every other container's words, and back.
+
+use std::path::Path;
+
+use apr_convert::{
+    Layout, Loss, Target,
+    metadata::{Translated, translate},
+};
+use apr_format::{Checkpoint, Draft, Map, Value};
+use apr_model::{HeadRows, Role, RopeScaling, head_rows, read_config};
+use apr_tensor::{Bytes, DType, Stored};
+use apr_tokenizer::{Specials, Tokenizer};
+
+/// Hugging Face directories, each of a way of its own to be a model.
+const DIRECTORIES: [&str; 6] =
+    ["pycoder-3m", "tiny/llama", "tiny/llama3-rope", "tiny/qwen2", "tiny/qwen3", "tiny/qwen3-moe"];
+
+/// The same models as GGUF files.
+const FILES: [&str; 6] = [
+    "pycoder-3m/pycoder-3m-Q4_K_M.gguf",
+    "tiny/llama/llama-F16.gguf",
+    "tiny/llama3-rope/llama3-rope-F16.gguf",
+    "tiny/qwen2/qwen2-F16.gguf",
+    "tiny/qwen3/qwen3-F16.gguf",
+    "tiny/qwen3-moe/qwen3-moe-F16.gguf",
+];
+
+const TEXTS: &[&str] = &[
+    "",
+    "Hello, world! I'm 12345 and it's 3.14",
+    "  leading\n\n\ttabs \r\n and trailing  ",
+    "def f(x):\n    return x ** 2  # square\n",
+    "naïve café e\u{301}cole 日本語 🦀 مرحبا",
+    "<|im_start|>user\nhi<|im_end|>\n<|eot_id|><|begin_of_text|>",
+];
+
+fn fixture(name: &str) -> Checkpoint {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    Checkpoint::open(folder.join(name)).unwrap()
+}
+
+/// `source` translated, with its own tensors' types; else what is wrong with it.
+fn translated(source: &Checkpoint, target: Target) -> Result<Translated, String> {
+    let config = read_config(source).unwrap();
+    let rows = match target {
+        Target::Gguf if config.architecture == apr_model::Architecture::Llama => {
+            HeadRows::Interleaved
+        }
+        _ => HeadRows::Halves,
+    };
+    let layout = Layout {
+        head_rows: rows,
+        dtype: DType::BF16,
+        recipe: None,
+        head: !config.tie_word_embeddings,
+    };
+    translate(source, &config, target, &layout).map_err(|error| error.to_string())
+}
+
+/// The target of a translation as a checkpoint: of its tensors those whose presence says something.
+fn opened(source: &Checkpoint, target: Target, translated: &Translated) -> Checkpoint {
+    let config = read_config(source).unwrap();
+    let kept = |name: &str| {
+        ["token_embd.weight", "model.embed_tokens.weight", "output.weight", "lm_head.weight"]
+            .contains(&name)
+            || name.ends_with("0.attn_q.bias")
+            || name.ends_with("0.self_attn.q_proj.bias")
+            || name == "rope_freqs.weight"
+    };
+    let mut tensors: Vec<(String, Stored)> = source
+        .tensors()
+        .filter(|(name, _)| kept(name))
+        .map(|(name, stored)| (target.name_of(apr_model::role_of(name).unwrap()), stored.clone()))
+        .filter(|(name, _)| target != Target::Safetensors || name != "rope_freqs.weight")
+        .collect();
+    if let (Target::Gguf, RopeScaling::Llama3(_)) = (target, &config.rope_scaling) {
+        let plain = apr_model::RopeFrequencies::new(config.rope_theta, config.rotary_dim);
+        let scaled = config.rope_frequencies();
+        let pairs = plain.as_slice().iter().zip(scaled.as_slice());
+        let bytes: Vec<u8> = pairs.flat_map(|(p, s)| ((p / s) as f32).to_le_bytes()).collect();
+        let stored = Stored::new(DType::F32, [config.rotary_dim / 2].into(), bytes.into()).unwrap();
+        tensors.push((Role::RopeFreqs.gguf_name(), stored));
+    }
+    // Safetensors have no quantised tensors; what these are made of is not looked at.
+    for (_, stored) in &mut tensors {
+        if target == Target::Safetensors || target == Target::Apr && stored.dtype().is_quantized() {
+            let numbers = stored.to_f32().unwrap();
+            let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+            *stored = Stored::new(DType::F32, stored.shape().clone(), bytes.into()).unwrap();
+        }
+    }
+    let mut draft = Draft { metadata: translated.map.clone(), tensors };
+    match target {
+        Target::Gguf => draft.to_gguf("memory.gguf").unwrap(),
+        Target::Apr => draft.to_apr("memory.apr").unwrap(),
+        Target::Safetensors => {
+            draft.metadata = Map::default();
+            let weights = Bytes::from(draft.safetensors().unwrap());
+            let files =
+                translated.files.iter().map(|(name, text)| (name.clone(), text.clone().into()));
+            let files = files.chain([("model.safetensors".to_owned(), weights)]);
+            Checkpoint::from_files("memory", &files.collect::<Vec<_>>()).unwrap()
+        }
+    }
+}
+
+fn converted(source: &Checkpoint, target: Target) -> Checkpoint {
+    let translated = translated(source, target).unwrap();
+    assert_eq!(translated.losses, [], "{target} of {}", source.path().display());
+    opened(source, target, &translated)
+}
+
+/// The frequencies as they are used: scaled by the config, or by a tensor.
+fn frequencies(checkpoint: &Checkpoint) -> Vec<f64> {
+    let mut config = read_config(checkpoint).unwrap();
+    if let Some(stored) = checkpoint.tensor("rope_freqs.weight") {
+        assert_eq!(config.rope_scaling, RopeScaling::None, "scaled twice");
+        config.rope_scaling = RopeScaling::Factors(stored.to_f32().unwrap());
+    }
+    config.rope_frequencies().as_slice().to_vec()
+}
+
+fn says_the_same(source: &Checkpoint, target: &Checkpoint) {
+    let place = format!("{} as {}", source.path().display(), target.path().display());
+    let rounded = |checkpoint: &Checkpoint| {
+        let mut config = read_config(checkpoint).unwrap();
+        // GGUF has no other numbers than f32.
+        config.rms_norm_eps = f64::from(config.rms_norm_eps as f32);
+        config.rope_scaling = RopeScaling::None;
+        config
+    };
+    assert_eq!(rounded(source), rounded(target), "{place}");
+    for (a, b) in frequencies(source).iter().zip(frequencies(target)) {
+        assert!((a - b).abs() <= 1e-6 * a, "{place}: frequency {a} as {b}");
+    }
+    let (a, b) =
+        (Tokenizer::from_checkpoint(source).unwrap(), Tokenizer::from_checkpoint(target).unwrap());
+    let singles = (0..a.vocab_size() as u32).map(|id| a.token_text(id).into_owned());
+    for text in TEXTS.iter().map(|&text| text.to_owned()).chain(singles) {
+        for specials in [Specials::Parse, Specials::Literal] {
+            let ids = a.encode(&text, specials).unwrap();
+            assert_eq!(ids, b.encode(&text, specials).unwrap(), "{place}: {text:?}");
+        }
+    }
+    let sorted = |tokenizer: &Tokenizer| {
+        let mut ids = tokenizer.eos_ids().to_vec();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!((sorted(&a), a.bos_id()), (sorted(&b), b.bos_id()), "{place}");
+    let template = |t: &Tokenizer| t.chat_template().map(|t| t.source().to_owned());
+    assert_eq!(template(&a), template(&b), "{place}");
+}
+
+fn metadata(checkpoint: &Checkpoint) -> Map {
+    checkpoint.metadata().iter().map(|(key, value)| (key, value.clone())).collect()
+}
+
+/// The JSON files of a directory, by name.
+fn files(checkpoint: &Checkpoint) -> Vec<(&'static str, serde_json::Value)> {
+    let companions = checkpoint.companions();
+    let mut files = vec![("config.json", serde_json::Value::from(checkpoint.metadata()))];
+    files[0].1.as_object_mut().unwrap().remove("__metadata__");
+    for (name, file) in [
+        ("tokenizer.json", &companions.tokenizer),
+        ("tokenizer_config.json", &companions.tokenizer_config),
+        ("generation_config.json", &companions.generation_config),
+    ] {
+        if let Some(file) = file {
+            files.push((name, serde_json::from_slice(file.bytes()).unwrap()));
+        }
+    }
+    files
+}
+
+#[test]
+fn every_model_says_the_same_in_every_container() {
+    for name in DIRECTORIES.iter().chain(&FILES) {
+        let source = fixture(name);
+        for target in Target::ALL {
+            let first = converted(&source, target);
+            says_the_same(&source, &first);
+            for target in Target::ALL {
+                says_the_same(&source, &converted(&first, target));
+            }
+        }
+    }
+}
+
+#[test]
+fn gguf_by_way_of_apr_is_the_same_key_by_key() {
+    for name in FILES {
+        let source = fixture(name);
+        let apr = converted(&source, Target::Apr);
+        assert_eq!(metadata(&converted(&apr, Target::Gguf)), metadata(&source), "{name}");
+        assert_eq!(metadata(&converted(&source, Target::Gguf)), metadata(&source), "{name}");
+    }
+}
+
+#[test]
+fn a_directory_by_way_of_apr_is_the_same_key_by_key() {
+    for name in DIRECTORIES {
+        let source = fixture(name);
+        let apr = converted(&source, Target::Apr);
+        assert_eq!(files(&converted(&apr, Target::Safetensors)), files(&source), "{name}");
+        assert_eq!(files(&converted(&source, Target::Safetensors)), files(&source), "{name}");
+    }
+}
+
+#[test]
+fn apr_files_say_nothing_large_twice() {
+    for name in ["pycoder-3m", "pycoder-3m/pycoder-3m-Q8_0.gguf"] {
+        let apr = metadata(&converted(&fixture(name), Target::Apr));
+        let all = serde_json::Value::from(&apr).to_string().len();
+        let own = ["tokenizer.vocabulary", "tokenizer.merges", "tokenizer.token_type"];
+        let own: usize = own
+            .iter()
+            .map(|key| serde_json::Value::from(apr.get(key).unwrap()).to_string().len())
+            .sum();
+        assert!(all - own < 8000, "{name}: {all} bytes of metadata, {own} of them the tokenizer's");
+    }
+}
+
+#[test]
+fn llama3_scaling_is_found_in_the_factors_of_a_gguf() {
+    let directory =
+        converted(&fixture("tiny/llama3-rope/llama3-rope-F16.gguf"), Target::Safetensors);
+    let original = fixture("tiny/llama3-rope");
+    assert_eq!(read_config(&directory).unwrap(), read_config(&original).unwrap());
+}
+
+/// A GGUF fixture with other metadata.
+fn altered(name: &str, change: impl FnOnce(&mut Draft)) -> Checkpoint {
+    let mut draft = Draft::of(&fixture(name));
+    change(&mut draft);
+    draft.to_gguf("altered.gguf").unwrap()
+}
+
+fn whats(losses: &[Loss]) -> Vec<&str> {
+    losses.iter().map(|loss| loss.what.as_str()).collect()
+}
+
+#[test]
+fn factors_of_another_rule_are_a_loss() {
+    let source = altered("tiny/llama3-rope/llama3-rope-F16.gguf", |draft| {
+        let factors = draft.tensor_mut("rope_freqs.weight").unwrap();
+        let mut numbers = factors.to_f32().unwrap();
+        numbers[3] *= 1.01;
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        *factors = Stored::new(DType::F32, factors.shape().clone(), bytes.into()).unwrap();
+    });
+    let losses = translated(&source, Target::Safetensors).unwrap().losses;
+    assert_eq!(whats(&losses), ["tensor `rope_freqs.weight`"]);
+    assert_eq!(translated(&source, Target::Apr).unwrap().losses, [], "it holds the tensor");
+}
+
+#[test]
+fn unknown_keys_are_lost_known_ones_are_noted_and_apr_takes_both() {
+    let source = altered("tiny/qwen2/qwen2-F16.gguf", |draft| {
+        draft.metadata.insert("general.url", "https://example.org");
+        draft.metadata.insert("qwen2.made_up", 0.1f32);
+        draft.metadata.insert("made.up", vec![-1i64, 7]);
+    });
+    let direct = translated(&source, Target::Safetensors).unwrap();
+    assert_eq!(whats(&direct.losses), ["key `qwen2.made_up`", "key `made.up`"]);
+    assert_eq!(whats(&direct.notes), ["key `general.url`"]);
+    let apr = converted(&source, Target::Apr);
+    let by_way_of_apr = translated(&apr, Target::Safetensors).unwrap();
+    assert_eq!(whats(&by_way_of_apr.losses), ["key `qwen2.made_up`", "key `made.up`"]);
+    assert_eq!(metadata(&converted(&apr, Target::Gguf)), metadata(&source));
+}
+
+#[test]
+fn an_apr_file_whose_copy_contradicts_it_is_refused() {
+    let apr = converted(&fixture("tiny/qwen2"), Target::Apr);
+    let change = |key: &str, value: Value| {
+        let mut draft = Draft::of(&apr);
+        draft.metadata.insert(key, value);
+        translated(&draft.to_apr("changed.apr").unwrap(), Target::Safetensors)
+    };
+    let message = change("rope_theta", 5000.0.into()).unwrap_err();
+    assert!(message.contains("hugging_face.files") && message.contains("rope_theta"), "{message}");
+    let message = change("tokenizer.bos_token_id", 3u32.into()).unwrap_err();
+    assert!(message.contains("hugging_face.files") && message.contains("bos"), "{message}");
+    let copy: Map = [("../config.json", Map::default())].into_iter().collect();
+    let message = change("hugging_face.files", copy.into()).unwrap_err();
+    assert!(message.contains("../config.json"), "{message}");
+}
+
+#[test]
+fn an_apr_file_that_changed_is_converted_back_as_it_is_now() {
+    let apr = converted(&fixture("tiny/qwen2/qwen2-F16.gguf"), Target::Apr);
+    let mut draft = Draft::of(&apr);
+    draft.metadata.insert("rope_theta", 5000.0);
+    let gguf = converted(&draft.to_apr("changed.apr").unwrap(), Target::Gguf);
+    assert_eq!(gguf.metadata().f64("qwen2.rope.freq_base").unwrap(), Some(5000.0));
+}
+
+#[test]
+fn experts_that_are_not_renormalised_are_a_loss_for_llama_cpp_only() {
+    let source = converted(&fixture("tiny/qwen3-moe"), Target::Apr);
+    let mut draft = Draft::of(&source);
+    draft.metadata.remove("hugging_face.files");
+    draft.metadata.insert("norm_topk_prob", false);
+    let source = draft.to_apr("changed.apr").unwrap();
+    let gguf = translated(&source, Target::Gguf).unwrap();
+    assert_eq!(whats(&gguf.losses), ["norm_topk_prob = false"]);
+    says_the_same(&source, &opened(&source, Target::Gguf, &gguf));
+    says_the_same(&source, &converted(&source, Target::Safetensors));
+}
+
+#[test]
+fn what_a_container_computes_otherwise_is_refused() {
+    let sparse = |checkpoint: Checkpoint| {
+        let mut draft = Draft::of(&converted(&checkpoint, Target::Apr));
+        draft.metadata.remove("hugging_face.files");
+        draft.metadata.insert("decoder_sparse_step", 2u32);
+        draft.to_apr("changed.apr").unwrap()
+    };
+    let error = translated(&sparse(fixture("tiny/qwen3-moe")), Target::Gguf).unwrap_err();
+    assert!(error.contains("decoder_sparse_step"), "{error}");
+
+    let partial = altered("tiny/qwen2/qwen2-F16.gguf", |draft| {
+        draft.metadata.insert("qwen2.rope.dimension_count", 8u32);
+    });
+    for target in [Target::Apr, Target::Safetensors] {
+        let error = translated(&partial, target).unwrap_err();
+        assert!(error.contains("8 of 16 rotated channels"), "{error}");
+    }
+    assert_eq!(head_rows(&partial, &read_config(&partial).unwrap()).unwrap(), HeadRows::Halves);
+}
