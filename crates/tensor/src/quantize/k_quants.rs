@@ -13,7 +13,7 @@ impl Quantize for Q2_K {
         let block = Weighted::<16, 16>::new(input, Weight::Magnitude, Spread::Block { times: 1.0 });
         let Affine { d, dmin, scales, mins, codes } = Affine::fit(&block, 3.0, 15.0)?;
         let scales = std::array::from_fn(|i| scales[i] | mins[i] << 4);
-        Some(Self { scales, qs: crumbs(codes.as_flattened()), d, dmin })
+        Some(Self { scales, qs: crumbs(&bytes(&codes, 0.0)), d, dmin })
     }
 }
 
@@ -23,16 +23,15 @@ impl Quantize for Q3_K {
         let codes = Integers { low: -4.0, high: 3.0 };
         let scale_codes = Integers { low: -32.0, high: 31.0 };
         let Symmetric { d, scales, codes } = Symmetric::fit(&block, codes, scale_codes)?;
-        let codes = codes.map(|sub| sub.map(|q| (q + 4.0) as u8));
-        let codes = codes.as_flattened();
+        let codes = bytes(&codes, 4.0);
         let mut packed = [0; 12];
         for (i, scale) in scales.into_iter().enumerate() {
             let scale = (scale + 32.0) as u8;
             packed[i % 8] |= (scale & 0xf) << (4 * (i / 8));
             packed[8 + i % 4] |= (scale >> 4) << (2 * (i / 4));
         }
-        let hmask = bits(codes, 2);
-        Some(Self { hmask, qs: crumbs(codes), scales: packed, d })
+        let hmask = bits(&codes, 2);
+        Some(Self { hmask, qs: crumbs(&codes), scales: packed, d })
     }
 }
 
@@ -42,7 +41,7 @@ impl Quantize for Q4_K {
             Weighted::<32, 8>::new(input, Weight::MagnitudeAndMean, Spread::Block { times: 2.0 });
         let Affine { d, dmin, scales, mins, codes } = Affine::fit(&block, 15.0, 63.0)?;
         let scales = scales_and_mins(&scales, &mins);
-        Some(Self { d, dmin, scales, qs: nibbles(codes.as_flattened()) })
+        Some(Self { d, dmin, scales, qs: nibbles(&bytes(&codes, 0.0)) })
     }
 }
 
@@ -51,8 +50,8 @@ impl Quantize for Q5_K {
         let block =
             Weighted::<32, 8>::new(input, Weight::MagnitudeAndMean, Spread::Block { times: 2.0 });
         let Affine { d, dmin, scales, mins, codes } = Affine::fit(&block, 31.0, 63.0)?;
-        let (codes, scales) = (codes.as_flattened(), scales_and_mins(&scales, &mins));
-        Some(Self { d, dmin, scales, qh: bits(codes, 4), qs: nibbles(codes) })
+        let (codes, scales) = (bytes(&codes, 0.0), scales_and_mins(&scales, &mins));
+        Some(Self { d, dmin, scales, qh: bits(&codes, 4), qs: nibbles(&codes) })
     }
 }
 
@@ -62,8 +61,7 @@ impl Quantize for Q6_K {
         let codes = Integers { low: -32.0, high: 31.0 };
         let scale_codes = Integers { low: -128.0, high: 127.0 };
         let Symmetric { d, scales, codes } = Symmetric::fit(&block, codes, scale_codes)?;
-        let codes = codes.map(|sub| sub.map(|q| (q + 32.0) as u8));
-        let codes = codes.as_flattened();
+        let codes = bytes(&codes, 32.0);
         let (mut ql, mut qh) = ([0; 128], [0; 64]);
         for (i, &q) in codes.iter().enumerate() {
             let (half, i) = (i / 128, i % 128);
@@ -74,8 +72,18 @@ impl Quantize for Q6_K {
     }
 }
 
+/// The codes as they are stored: from 0.
+fn bytes<const S: usize, const B: usize>(codes: &[[f32; S]; B], zero: f32) -> [u8; 256] {
+    let mut out = [0; 256];
+    for (out, code) in out.iter_mut().zip(codes.as_flattened()) {
+        // An integer up to 63; through i32 in vector code.
+        *out = (code + zero) as i32 as u8;
+    }
+    out
+}
+
 /// The lower two bits: bits `2s` and `2s + 1` of byte `l` of half `h` are those of weight `128h + 32s + l`.
-fn crumbs(codes: &[u8]) -> [u8; 64] {
+fn crumbs(codes: &[u8; 256]) -> [u8; 64] {
     let mut out = [0; 64];
     for (i, q) in codes.iter().enumerate() {
         out[32 * (i / 128) + i % 32] |= (q & 3) << (2 * (i / 32 % 4));
@@ -84,7 +92,7 @@ fn crumbs(codes: &[u8]) -> [u8; 64] {
 }
 
 /// The lower four bits: byte `l` of quarter `j` holds those of weight `64j + l` and of weight `64j + 32 + l`.
-fn nibbles(codes: &[u8]) -> [u8; 128] {
+fn nibbles(codes: &[u8; 256]) -> [u8; 128] {
     let mut out = [0; 128];
     for (i, q) in codes.iter().enumerate() {
         out[32 * (i / 64) + i % 32] |= (q & 0xf) << (4 * (i / 32 % 2));
@@ -93,7 +101,7 @@ fn nibbles(codes: &[u8]) -> [u8; 128] {
 }
 
 /// Bit `at` of each code: bit `k` of byte `l` is that of weight `32k + l`.
-fn bits(codes: &[u8], at: u8) -> [u8; 32] {
+fn bits(codes: &[u8; 256], at: u8) -> [u8; 32] {
     let mut out = [0; 32];
     for (i, q) in codes.iter().enumerate() {
         out[i % 32] |= ((q >> at) & 1) << (i / 32);

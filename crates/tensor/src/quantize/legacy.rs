@@ -6,7 +6,7 @@
 use super::{
     Input, Quantize,
     plain::round_to_i8,
-    search::{Codes, Integers, inverse, largest, scale, scale_and_min},
+    search::{Codes, Integers, inverse, scale, scale_and_min},
     weighted::{Spread, Weight, Weighted},
 };
 use crate::block::{AprQ4, Half, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
@@ -59,7 +59,8 @@ impl Quantize for Q5_1 {
 fn symmetric(input: &Input, zero: u8) -> Option<(Half, [u8; 32])> {
     let zero_point = f32::from(zero);
     if input.importance.is_none() {
-        let d = largest(input.values) / -zero_point;
+        let first_largest = |max: f32, &x: &f32| if x.abs() > max.abs() { x } else { max };
+        let d = input.values.iter().fold(0.0, first_largest) / -zero_point;
         let codes = cut(input.values, d, 0.0, zero_point + 0.5, 2 * zero - 1);
         return Some((Half::nearest(d)?, codes));
     }

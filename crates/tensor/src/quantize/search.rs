@@ -73,8 +73,9 @@ pub(super) fn error<const N: usize>(
 #[inline(always)]
 pub(super) fn scale<const N: usize>(x: &[f32; N], w: &[f32; N], codes: impl Codes) -> f32 {
     const STEPS: i32 = 3;
-    let inverse_of_largest = inverse(largest(x));
-    let wx: [f32; N] = std::array::from_fn(|i| w[i] * x[i]);
+    let (min, max) = extremes(x);
+    let inverse_of_largest = inverse(if -min > max { min } else { max });
+    let wx: [f32; N] = each(|i| w[i] * x[i]);
     let (mut best, mut most_explained) = (0.0, 0.0);
     for end in codes.ends() {
         for step in -STEPS..=STEPS {
@@ -100,8 +101,8 @@ pub(super) fn scale<const N: usize>(x: &[f32; N], w: &[f32; N], codes: impl Code
 #[inline(always)]
 pub(super) fn scale_and_min<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32) -> (f32, f32) {
     const STEPS: i32 = 6;
-    let min = x.iter().fold(0.0, |min: f32, &x| if x < min { x } else { min });
-    let max = x.iter().fold(min, |max: f32, &x| if x > max { x } else { max });
+    let (min, max) = extremes(x);
+    let min = min.min(0.0);
     let [total, sum] = sums::<N, 2>(|i| [w[i], w[i] * x[i]]);
     if max <= min || total <= 0.0 {
         return (0.0, min);
@@ -109,7 +110,7 @@ pub(super) fn scale_and_min<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32
     let codes = Integers { low: 0.0, high: top };
     // About the mean, so that no difference of large sums is taken.
     let mean = sum / total;
-    let centred: [f32; N] = std::array::from_fn(|i| w[i] * (x[i] - mean));
+    let centred: [f32; N] = each(|i| w[i] * (x[i] - mean));
     let (mut best, mut most_explained) = ((0.0, min), 0.0);
     for step in -STEPS..=STEPS {
         let offset = step as f32 / STEPS as f32;
@@ -160,9 +161,26 @@ pub(super) fn sums<const N: usize, const K: usize>(terms: impl Fn(usize) -> [f32
     })
 }
 
-/// The (first) number of largest magnitude, with its sign.
-pub(super) fn largest(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |max: f32, &x| if x.abs() > max.abs() { x } else { max })
+/// As [`std::array::from_fn`], in a loop that compilers turn into vector code.
+#[inline(always)]
+pub(super) fn each<const N: usize>(of: impl Fn(usize) -> f32) -> [f32; N] {
+    let mut out = [0.0; N];
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = of(i);
+    }
+    out
+}
+
+/// The smallest and the largest number.
+pub(super) fn extremes<const N: usize>(x: &[f32; N]) -> (f32, f32) {
+    let (mut min, mut max) = ([x[0]; LANES], [x[0]; LANES]);
+    for x in x.as_chunks::<LANES>().0 {
+        for ((min, max), &x) in min.iter_mut().zip(&mut max).zip(x) {
+            *min = if x < *min { x } else { *min };
+            *max = if x > *max { x } else { *max };
+        }
+    }
+    (min.into_iter().fold(x[0], f32::min), max.into_iter().fold(x[0], f32::max))
 }
 
 /// `1 / x`, and zero for what is too small to have an inverse.

@@ -57,9 +57,9 @@ impl<const S: usize, const B: usize> Symmetric<S, B> {
             (d, unit) = (half, fitted);
         }
 
-        let codes = std::array::from_fn(|i| {
-            let inverse = inverse(unit * scales[i]);
-            block.x[i].map(|x| codes.nearest(x * inverse))
+        let codes = std::array::from_fn(|sub| {
+            let (x, inverse) = (&block.x[sub], inverse(unit * scales[sub]));
+            search::each(|i| codes.nearest(x[i] * inverse))
         });
         Some(Self { d, scales, codes })
     }
@@ -81,7 +81,8 @@ pub(super) struct Affine<const S: usize, const B: usize> {
     pub(super) dmin: Half,
     pub(super) scales: [u8; B],
     pub(super) mins: [u8; B],
-    pub(super) codes: [[u8; S]; B],
+    /// Integers.
+    pub(super) codes: [[f32; S]; B],
 }
 
 impl<const S: usize, const B: usize> Affine<S, B> {
@@ -137,9 +138,10 @@ impl<const S: usize, const B: usize> Affine<S, B> {
             (d, unit, dmin, min_unit) = (half, fitted, min_half, min_fitted);
         }
 
-        let codes = std::array::from_fn(|i| {
-            let (inverse, shift) = (inverse(unit * scales[i]), min_unit * mins[i]);
-            block.x[i].map(|x| codes.nearest((x + shift) * inverse) as u8)
+        let codes = std::array::from_fn(|sub| {
+            let (x, shift) = (&block.x[sub], min_unit * mins[sub]);
+            let inverse = inverse(unit * scales[sub]);
+            search::each(|i| codes.nearest((x[i] + shift) * inverse))
         });
         Some(Self { d, dmin, scales: scales.map(|s| s as u8), mins: mins.map(|m| m as u8), codes })
     }

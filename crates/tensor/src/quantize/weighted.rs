@@ -2,7 +2,7 @@
 
 use super::{
     Input,
-    search::{largest, sums},
+    search::{each, extremes, sums},
 };
 use crate::block::Half;
 
@@ -41,21 +41,20 @@ pub(super) enum Spread {
 
 impl<const S: usize, const B: usize> Weighted<S, B> {
     pub(super) fn new(input: &Input, weight: Weight, spread: Spread) -> Self {
-        let unit = unit(input.values);
-        let inverse = 1.0 / unit;
         let mut x = [[0.0; S]; B];
-        for (x, value) in x.as_flattened_mut().iter_mut().zip(input.values) {
-            *x = value * inverse;
-        }
+        x.as_flattened_mut().copy_from_slice(input.values);
+        let unit = unit(&x);
+        let inverse = 1.0 / unit;
+        x.as_flattened_mut().iter_mut().for_each(|x| *x *= inverse);
         let mut w = [[0.0; S]; B];
         let mean_squares = x.each_ref().map(|x| sums::<S, 1>(|i| [x[i] * x[i]])[0] / S as f32);
         let Some(importance) = input.importance else {
             for ((w, x), mean_square) in w.iter_mut().zip(&x).zip(mean_squares) {
                 let mean = mean_square.sqrt();
                 *w = match weight {
-                    Weight::Square => x.map(|x| x * x),
-                    Weight::Magnitude => x.map(f32::abs),
-                    Weight::MagnitudeAndMean => x.map(|x| mean + x.abs()),
+                    Weight::Square => each(|i| x[i] * x[i]),
+                    Weight::Magnitude => each(|i| x[i].abs()),
+                    Weight::MagnitudeAndMean => each(|i| mean + x[i].abs()),
                 };
             }
             return Self { x, w, unit };
@@ -86,7 +85,8 @@ impl<const S: usize, const B: usize> Weighted<S, B> {
 
 /// The largest power of two that is at most the largest magnitude. One for a block of subnormal numbers, all of whose
 /// scales are zero in half precision.
-fn unit(values: &[f32]) -> f32 {
-    let power = f32::from_bits(largest(values).to_bits() & f32::INFINITY.to_bits());
+fn unit<const S: usize, const B: usize>(x: &[[f32; S]; B]) -> f32 {
+    let largest = x.iter().map(extremes).fold(0.0, |all: f32, (min, max)| all.max(max).max(-min));
+    let power = f32::from_bits(largest.to_bits() & f32::INFINITY.to_bits());
     if power == 0.0 { 1.0 } else { power }
 }
