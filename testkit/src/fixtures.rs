@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The tiny random models, one per architecture: a directory name under `fixtures/tiny`.
-pub const TINY: [&str; 4] = ["qwen2", "qwen3", "llama", "llama3-rope"];
+pub const TINY: [&str; 5] = ["qwen2", "qwen3", "qwen3-moe", "llama", "llama3-rope"];
 
 /// A path under `fixtures/`.
 pub fn fixture(path: &str) -> PathBuf {

@@ -174,7 +174,12 @@ pub fn every_stage_is_shown_in_order<B: Backend>(backend: impl Fn() -> B) {
             match stage.is_whole_model() {
                 true => expected.push(Site::whole(stage)),
                 false if there => {
-                    expected.extend((0..config.num_hidden_layers).map(|i| Site::layer(i, stage)));
+                    let has = |&i: &usize| {
+                        let experts = config.experts_of(i).is_some();
+                        stage.of_experts().is_none_or(|of_experts| of_experts == experts)
+                    };
+                    let layers = (0..config.num_hidden_layers).filter(has);
+                    expected.extend(layers.map(|i| Site::layer(i, stage)));
                 }
                 false => {}
             }
@@ -211,7 +216,10 @@ pub fn replaced_values_are_used<B: Backend>(backend: impl Fn() -> B) {
             let axis = site.stage.axes().row_axis();
             let row_len = own.shape[axis + 1..].iter().product::<usize>();
             let element = &mut moved.values[(own.shape[axis] - 1) * row_len];
-            *element = *element * 1.5 + 0.25;
+            *element = match (site.stage.holds_ids(), &model.config().moe) {
+                (true, Some(moe)) => (*element + 1.0) % moe.num_experts as f64,
+                _ => *element * 1.5 + 0.25,
+            };
             let mut graft = Collect::new(model.all_taps()).replacing(site, moved);
             let changed = logits(&model, &tokens, &[4], &mut graft);
             assert!(changed != expected, "{name}: the value put in at {site} was not used");

@@ -298,7 +298,8 @@ impl Class {
     fn of(stage: Stage) -> Self {
         use Stage::*;
         match stage {
-            QkvMatmul | AttnOut | FfnGate | FfnUp | FfnOut | LmHead => Self::Product,
+            QkvMatmul | AttnOut | FfnGate | FfnUp | FfnOut | MoeRouter | MoeExpertGate
+            | MoeExpertUp | MoeExpertOut | LmHead => Self::Product,
             AttnScores | AttnSoftmax | Attention => Self::Attention,
             _ => Self::Elementwise,
         }

@@ -279,7 +279,8 @@ mod tests {
     /// A case computes a stage by itself, the audit in the one forward pass: here they are held together.
     #[test]
     fn a_case_finds_of_each_stage_what_the_audit_found() {
-        let fused = [Stage::AttnScores, Stage::AttnSoftmax, Stage::FfnSilu, Stage::QkvMatmul];
+        use Stage::*;
+        let fused = [AttnScores, AttnSoftmax, FfnSilu, MoeExpertSilu, QkvMatmul];
         for name in TINY {
             for without in [&[][..], &fused] {
                 let checkpoint = Checkpoint::open(fixture(&format!("tiny/{name}"))).unwrap();

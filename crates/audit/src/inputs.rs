@@ -34,6 +34,16 @@ pub fn inputs(site: Site, config: &Config) -> Vec<Site> {
         FfnGate | FfnUp => vec![at(FfnNorm)],
         FfnSilu => vec![at(FfnGate)],
         FfnSwigl => vec![at(FfnSilu), at(FfnUp)],
+        MoeRouter => vec![at(FfnNorm)],
+        MoeRouterIndices => vec![at(MoeRouter)],
+        MoeRouterWeights => vec![at(MoeRouter), at(MoeRouterIndices)],
+        MoeExpertGate | MoeExpertUp => vec![at(FfnNorm), at(MoeRouterIndices)],
+        MoeExpertSilu => vec![at(MoeExpertGate)],
+        MoeExpertSwigl => vec![at(MoeExpertSilu), at(MoeExpertUp)],
+        MoeExpertOut => vec![at(MoeExpertSwigl), at(MoeRouterIndices)],
+        FfnOut if config.experts_of(layer).is_some() => {
+            vec![at(MoeExpertOut), at(MoeRouterWeights)]
+        }
         FfnOut => vec![at(FfnSwigl)],
         PostFfnResidual => vec![at(PostAttnResidual), at(FfnOut)],
         Embedding | FinalNorm | LmHead => Vec::new(),

@@ -313,7 +313,8 @@ fn host(tensor: &CaptureTensor) -> HostTensor {
 
 /// Whether a fused op computes `site` on the way, so that its replacement is asked for before it is shown.
 pub(crate) fn is_inner(site: Site) -> bool {
-    matches!(site.stage, Stage::AttnScores | Stage::AttnSoftmax | Stage::FfnSilu)
+    use Stage::*;
+    matches!(site.stage, AttnScores | AttnSoftmax | FfnSilu | MoeExpertSilu)
 }
 
 /// `shown` with the captured rows in their place, where not all are captured.

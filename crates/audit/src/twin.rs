@@ -13,7 +13,10 @@ pub(crate) mod slack;
 use std::{cell::RefCell, ops::Range, rc::Rc, sync::Arc};
 
 use apr_model::*;
-use apr_reference::{Activations, Arithmetic, Operand, Reference, Tensor as Plain, products};
+use apr_reference::{
+    Activations, Arithmetic, Operand, Reference, Tensor as Plain, by_expert, expert, gather,
+    products, scatter,
+};
 use apr_tensor::{DType, Stored, activation::ActivationType};
 
 pub(crate) use slack::{Units, WeightRow};
@@ -85,6 +88,19 @@ impl Triple {
             false => Arc::new(f(&self.emulated, &other.emulated)?),
         };
         Ok((exact, emulated))
+    }
+
+    /// The rows that `of` names, number `i` being slot `i % k` of token row `i / k`.
+    fn gathered(&self, k: usize, of: &[usize]) -> Self {
+        let shape = &self.exact.shape;
+        let rows = |x: &Values| {
+            let data = gather(&x.data, shape, k, of);
+            Arc::new(Plain { shape: vec![of.len(), x.cols()], data })
+        };
+        let exact = rows(&self.exact);
+        let emulated = if self.is_one() { exact.clone() } else { rows(&self.emulated) };
+        let slack = self.slack.as_ref().map(|slack| gather(slack, shape, k, of).into());
+        Self { exact, emulated, slack }
     }
 
     fn with_slack((exact, emulated): (Values, Values), slack: Vec<f32>) -> Self {
@@ -379,6 +395,56 @@ impl Backend for Twin {
         })
     }
 
+    /// Of what the engine was to have seen, one choice: ids have no slack.
+    fn top_k(&self, x: &Triple, k: usize) -> Result<Triple> {
+        Ok(Triple::known(self.emulated.top_k(&x.emulated, k)?))
+    }
+
+    fn route_weights(&self, logits: &Triple, ids: &Triple, normalize: bool) -> Result<Triple> {
+        let y = logits.zip(ids, |x, ids| self.exact.route_weights(x, ids, normalize))?;
+        let slack = slack::route_weights(
+            &self.units,
+            &logits.emulated,
+            logits.slack.as_deref(),
+            &ids.emulated,
+            normalize,
+            &y.1,
+        );
+        Ok(Triple::with_slack(y, slack))
+    }
+
+    fn expert_linear(
+        &self,
+        x: &Triple,
+        w: &Weight,
+        experts: usize,
+        ids: &Triple,
+    ) -> Result<Triple> {
+        let [n, k] = ids.emulated.shape[..] else { panic!("ids are of rows and slots") };
+        let width = w.parts.iter().map(|part| part.shape().rows()).sum::<usize>() / experts;
+        let (mut exact, mut emulated) = (Plain::zeros([n, k, width]), Plain::zeros([n, k, width]));
+        let mut slack = vec![0.0; n * k * width];
+        for (id, rows) in by_expert(&ids.emulated) {
+            let w = Weight { parts: expert(&w.parts, experts, id) };
+            let y = self.linear(&x.gathered(k, &rows), &w)?;
+            scatter(&y.exact.data, width, &rows, &mut exact.data);
+            scatter(&y.emulated.data, width, &rows, &mut emulated.data);
+            scatter(y.slack.as_deref().expect("products have slack"), width, &rows, &mut slack);
+        }
+        Ok(Triple::new(exact, emulated, slack))
+    }
+
+    fn weighted_sum(&self, x: &Triple, weights: &Triple) -> Result<Triple> {
+        let y = x.zip(weights, |x, weights| self.exact.weighted_sum(x, weights))?;
+        let slack = slack::weighted_sum(
+            &self.units,
+            [&x.emulated, &weights.emulated],
+            [x.slack.as_deref(), weights.slack.as_deref()],
+            &y.1,
+        );
+        Ok(Triple::with_slack(y, slack))
+    }
+
     fn add(&self, x: &Triple, y: &Triple) -> Result<Triple> {
         let z = x.zip(y, |x, y| self.exact.add(x, y))?;
         let slack = slack::sum(&self.units, &z.1, [x.slack.as_deref(), y.slack.as_deref()]);
@@ -412,23 +478,6 @@ impl Backend for Twin {
     }
 
     fn kernel(&self, op: Op<'_, Weight>) -> Kernel {
-        let weight;
-        self.emulated.kernel(match op {
-            Op::Embed(w) => {
-                weight = w.parts.clone();
-                Op::Embed(&weight)
-            }
-            Op::Linear(w) => {
-                weight = w.parts.clone();
-                Op::Linear(&weight)
-            }
-            Op::AddBias => Op::AddBias,
-            Op::RmsNorm => Op::RmsNorm,
-            Op::Rope => Op::Rope,
-            Op::KvAppend => Op::KvAppend,
-            Op::Attention => Op::Attention,
-            Op::Swiglu => Op::Swiglu,
-            Op::Add => Op::Add,
-        })
+        self.emulated.kernel(op.with_weight(|w| &w.parts))
     }
 }

@@ -1,6 +1,6 @@
 //! The numbers that the shapes of stages are made of.
 
-use apr_model::{Config, Site, Stage};
+use apr_model::{Config, MoeConfig, Site, Stage};
 use serde::{Deserialize, Serialize};
 
 /// A model's dimensions, spelt as in Hugging Face's `config.json`.
@@ -18,6 +18,8 @@ pub struct Dims {
     pub attention_bias: bool,
     #[serde(default)]
     pub qk_norm: bool,
+    #[serde(flatten)]
+    pub moe: Option<MoeConfig>,
 }
 
 impl From<&Config> for Dims {
@@ -32,6 +34,7 @@ impl From<&Config> for Dims {
             vocab_size: config.vocab_size,
             attention_bias: config.attention_bias,
             qk_norm: config.qk_norm,
+            moe: config.moe.clone(),
         }
     }
 }
@@ -39,21 +42,32 @@ impl From<&Config> for Dims {
 impl Dims {
     /// Whether a model of these dimensions computes `site`.
     pub fn has(&self, site: Site) -> bool {
-        let layer = match site.layer {
-            Some(layer) => {
-                !site.stage.is_whole_model() && (layer as usize) < self.num_hidden_layers
-            }
-            None => site.stage.is_whole_model(),
+        let Some(layer) = site.layer else {
+            return site.stage.is_whole_model();
         };
-        layer && self.has_stage(site.stage)
+        let layer = layer as usize;
+        let of_experts = self.moe.as_ref().is_some_and(|moe| moe.has_layer(layer));
+        !site.stage.is_whole_model()
+            && layer < self.num_hidden_layers
+            && self.has_stage(site.stage)
+            && site.stage.of_experts().is_none_or(|experts| experts == of_experts)
     }
 
-    /// Whether a model of these dimensions has `stage`.
+    /// Whether a model of these dimensions has `stage`, in some layer at least.
     pub fn has_stage(&self, stage: Stage) -> bool {
         match stage {
             Stage::QkvBias => self.attention_bias,
             Stage::QNorm | Stage::KNorm => self.qk_norm,
-            _ => true,
+            _ => match (stage.of_experts(), &self.moe) {
+                (Some(true), None) => false,
+                (Some(experts), Some(moe)) => {
+                    // Nothing else repeats after one round of the step and the list.
+                    let all = moe.decoder_sparse_step.saturating_add(moe.mlp_only_layers.len());
+                    (0..self.num_hidden_layers.min(all))
+                        .any(|layer| moe.has_layer(layer) == experts)
+                }
+                _ => true,
+            },
         }
     }
 
@@ -79,6 +93,16 @@ impl Dims {
                 vec![rows, self.intermediate_size]
             }
             Stage::LmHead => vec![rows, self.vocab_size],
+            Stage::MoeRouter => vec![rows, self.of_experts(|moe| moe.num_experts)],
+            Stage::MoeRouterIndices | Stage::MoeRouterWeights => vec![rows, self.experts_per_tok()],
+            Stage::MoeExpertGate
+            | Stage::MoeExpertUp
+            | Stage::MoeExpertSilu
+            | Stage::MoeExpertSwigl => {
+                let width = self.of_experts(|moe| moe.moe_intermediate_size);
+                vec![rows, self.experts_per_tok(), width]
+            }
+            Stage::MoeExpertOut => vec![rows, self.experts_per_tok(), self.hidden_size],
             Stage::Embedding
             | Stage::AttnNorm
             | Stage::AttnOut
@@ -88,6 +112,14 @@ impl Dims {
             | Stage::PostFfnResidual
             | Stage::FinalNorm => vec![rows, self.hidden_size],
         }
+    }
+
+    fn experts_per_tok(&self) -> usize {
+        self.of_experts(|moe| moe.num_experts_per_tok)
+    }
+
+    fn of_experts(&self, dimension: impl Fn(&MoeConfig) -> usize) -> usize {
+        self.moe.as_ref().map_or(0, dimension)
     }
 }
 
@@ -106,6 +138,7 @@ pub(crate) mod tests {
             vocab_size: 16,
             attention_bias: true,
             qk_norm: false,
+            moe: None,
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use apr_model::{Observer, ObserverError, Site, Step, TapSet, View};
+use apr_model::{Observer, ObserverError, Site, Stage, Step, TapSet, View};
 use apr_tensor::DType;
 
 use crate::{
@@ -59,11 +59,12 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The type's name in files.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F64 => DType::F64,
+    /// The type that values of `stage` are stored in: ids are integers in all files that can hold any.
+    pub(crate) fn dtype(self, stage: Stage, layout: Layout) -> DType {
+        match (self, layout) {
+            _ if stage.holds_ids() && layout == Layout::Safetensors => DType::I32,
+            (Self::F64, _) => DType::F64,
+            (Self::F32, _) => DType::F32,
         }
     }
 }
@@ -190,29 +191,28 @@ impl Recorder {
 
     /// What the coming step will show of the wanted sites, where any row of it is wanted.
     fn plan(&self, step: &Step<'_>) -> Vec<Planned> {
-        planned(&self.options.sites, &self.options.rows, &self.dims, step)
+        let RecorderOptions { layout, precision, .. } = self.options;
+        let dtype = |stage| precision.dtype(stage, layout);
+        planned(&self.options.sites, &self.options.rows, dtype, &self.dims, step)
     }
 
     fn begin_step(&mut self, step: &Step<'_>) -> Result<()> {
         // A step that ended in an error elsewhere never came to its `end`.
         self.step = None;
         let output = self.output.as_ref().expect("only `finish` and `drop` take the output");
-        let RecorderOptions { layout, precision, .. } = self.options;
         let index = self.manifest.steps.len();
         let tensors = self.plan(step);
-        self.step =
-            Some(StepFile::create(output.path(), index, layout, precision.dtype(), tensors)?);
+        self.step = Some(StepFile::create(output.path(), index, self.options.layout, tensors)?);
         Ok(())
     }
 
     fn end_step(&mut self, step: &Step<'_>) -> Result<()> {
         let Some(file) = self.step.take() else { return Ok(()) };
         let name = file.name();
-        let dtype = self.options.precision.dtype().name();
         let tensors = file
             .close(step.index)?
             .into_iter()
-            .map(|(planned, hash)| tensor_entry(&planned, hash, dtype))
+            .map(|(planned, hash)| tensor_entry(&planned, hash))
             .collect();
         let end = step.first_position + step.tokens.len();
         let entry = manifest::Step {
@@ -276,7 +276,13 @@ impl Drop for Recorder {
 }
 
 /// The values that `step` will show and of which some row is wanted, in the order of computation.
-pub(crate) fn planned(sites: &TapSet, rows: &Rows, dims: &Dims, step: &Step<'_>) -> Vec<Planned> {
+pub(crate) fn planned(
+    sites: &TapSet,
+    rows: &Rows,
+    dtype: impl Fn(Stage) -> DType,
+    dims: &Dims,
+    step: &Step<'_>,
+) -> Vec<Planned> {
     let keys = step.first_position + step.tokens.len();
     sites
         .iter()
@@ -288,20 +294,21 @@ pub(crate) fn planned(sites: &TapSet, rows: &Rows, dims: &Dims, step: &Step<'_>)
                 shown: dims.shape(site.stage, positions.len(), keys),
                 first_position: positions.start + rows.start,
                 rows,
+                dtype: dtype(site.stage),
             })
         })
         .collect()
 }
 
-fn tensor_entry(planned: &Planned, hash: blake3::Hash, dtype: &str) -> manifest::Tensor {
-    let Planned { site, rows, first_position, .. } = planned;
+fn tensor_entry(planned: &Planned, hash: blake3::Hash) -> manifest::Tensor {
+    let Planned { site, rows, first_position, dtype, .. } = planned;
     manifest::Tensor {
         name: site.to_string(),
         stage: site.stage.name().to_owned(),
         layer: site.layer,
         shape: planned.shape(),
         axes: site.stage.axes().names().iter().map(|&axis| axis.to_owned()).collect(),
-        dtype: dtype.to_owned(),
+        dtype: dtype.name().to_owned(),
         positions: (*first_position..first_position + rows.len()).collect(),
         blake3: Some(hash.to_hex().to_string()),
     }

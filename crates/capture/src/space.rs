@@ -4,7 +4,7 @@ use std::path::Path;
 
 use apr_model::{Phase, Step, TapSet};
 
-use crate::{Dims, Error, Precision, Result, Rows, recorder::planned};
+use crate::{Dims, Error, Layout, Precision, Result, Rows, recorder::planned};
 
 /// What is known of a step before it runs, as far as sizes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub fn estimate(
     dims: &Dims,
     steps: impl IntoIterator<Item = StepSize>,
 ) -> u64 {
-    let element = precision.dtype().block_bytes() as u64;
+    let dtype = |stage| precision.dtype(stage, Layout::Safetensors);
     steps
         .into_iter()
         .flat_map(|size| {
@@ -39,9 +39,12 @@ pub fn estimate(
                 first_position,
                 logit_rows: tokens.len().saturating_sub(logit_rows)..tokens.len(),
             };
-            planned(sites, rows, dims, &step)
+            planned(sites, rows, dtype, dims, &step)
         })
-        .map(|tensor| tensor.shape().iter().fold(element, |n, &d| n.saturating_mul(d as u64)))
+        .map(|tensor| {
+            let element = tensor.dtype.block_bytes() as u64;
+            tensor.shape().iter().fold(element, |n, &d| n.saturating_mul(d as u64))
+        })
         .fold(0, u64::saturating_add)
 }
 

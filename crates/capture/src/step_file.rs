@@ -25,6 +25,8 @@ pub(crate) struct Planned {
     pub(crate) rows: Range<usize>,
     /// The position of the first kept row.
     pub(crate) first_position: usize,
+    /// What the elements are stored as: F32, F64, or I32 where they are ids.
+    pub(crate) dtype: DType,
 }
 
 impl Planned {
@@ -53,7 +55,6 @@ impl Planned {
 pub(crate) struct StepFile {
     /// The safetensors file, or the APRT tree's directory.
     path: PathBuf,
-    dtype: DType,
     tensors: Vec<(Planned, Option<blake3::Hash>)>,
     kind: Kind,
     closed: bool,
@@ -71,13 +72,12 @@ impl StepFile {
         directory: &Path,
         index: usize,
         layout: Layout,
-        dtype: DType,
         tensors: Vec<Planned>,
     ) -> Result<Self> {
         let (path, kind) = match layout {
             Layout::Safetensors => {
                 let path = directory.join(format!("step-{index:04}.safetensors"));
-                let kind = begin_safetensors(&path, dtype, &tensors)?;
+                let kind = begin_safetensors(&path, &tensors)?;
                 (path, kind)
             }
             Layout::Aprt => {
@@ -87,7 +87,7 @@ impl StepFile {
             }
         };
         let tensors = tensors.into_iter().map(|tensor| (tensor, None)).collect();
-        Ok(Self { path, dtype, tensors, kind, closed: false })
+        Ok(Self { path, tensors, kind, closed: false })
     }
 
     /// The name of the file or directory.
@@ -120,7 +120,7 @@ impl StepFile {
                     if *at != start {
                         file.seek(SeekFrom::Start(start))?;
                     }
-                    write_elements(file, &mut hasher, planned, view.values, self.dtype)
+                    write_elements(file, &mut hasher, planned, view.values)
                 };
                 *at = start + write(file).map_err(Error::write(&self.path))?;
             }
@@ -135,7 +135,7 @@ impl StepFile {
                 let mut write = || {
                     let mut file = BufWriter::new(File::create(&path)?);
                     file.write_all(&header)?;
-                    write_elements(&mut file, &mut hasher, planned, view.values, self.dtype)?;
+                    write_elements(&mut file, &mut hasher, planned, view.values)?;
                     file.flush()
                 };
                 write().map_err(Error::write(&path))?;
@@ -177,12 +177,12 @@ impl Drop for StepFile {
     }
 }
 
-fn begin_safetensors(path: &Path, dtype: DType, tensors: &[Planned]) -> Result<Kind> {
+fn begin_safetensors(path: &Path, tensors: &[Planned]) -> Result<Kind> {
     let entries: Vec<_> = tensors
         .iter()
         .map(|tensor| safetensors::Entry {
             name: tensor.site.to_string(),
-            dtype,
+            dtype: tensor.dtype,
             shape: tensor.shape(),
         })
         .collect();
@@ -195,13 +195,12 @@ fn begin_safetensors(path: &Path, dtype: DType, tensors: &[Planned]) -> Result<K
     Ok(Kind::Safetensors { file, starts, at: header.len() as u64 })
 }
 
-/// Writes and hashes the planned elements as `dtype`, F32 or F64; returns the number of bytes.
+/// Writes and hashes the planned elements; returns the number of bytes.
 fn write_elements(
     out: &mut impl Write,
     hasher: &mut blake3::Hasher,
     planned: &Planned,
     values: Values<'_>,
-    dtype: DType,
 ) -> io::Result<u64> {
     const CHUNK: usize = 8192;
     let mut buffer = [0; CHUNK * size_of::<f64>()];
@@ -209,9 +208,15 @@ fn write_elements(
     for range in planned.ranges() {
         for start in range.clone().step_by(CHUNK) {
             let chunk = start..range.end.min(start + CHUNK);
-            let len = chunk.len() * dtype.block_bytes();
+            let len = chunk.len() * planned.dtype.block_bytes();
             let encoded = &mut buffer[..len];
-            match (values, dtype) {
+            match (values, planned.dtype) {
+                (Values::F32(v), DType::I32) => {
+                    encode(&v[chunk], encoded, |x| (x as i32).to_le_bytes());
+                }
+                (Values::F64(v), DType::I32) => {
+                    encode(&v[chunk], encoded, |x| (x as i32).to_le_bytes());
+                }
                 (Values::F32(v), DType::F64) => {
                     encode(&v[chunk], encoded, |x| f64::from(x).to_le_bytes());
                 }

@@ -5,7 +5,8 @@ mod support;
 use std::{fs, path::Path};
 
 use apr_capture::*;
-use apr_model::{Observer, Site, Stage, TapSet, Values, View};
+use apr_model::{MoeConfig, Observer, Site, Stage, TapSet, Values, View};
+use apr_tensor::DType;
 use support::*;
 
 fn names(directory: &Path) -> Vec<String> {
@@ -80,9 +81,46 @@ fn chosen_rows_are_those_of_the_whole_recording() {
 }
 
 #[test]
+fn ids_are_kept_as_integers() {
+    let moe = MoeConfig {
+        num_experts: 9,
+        num_experts_per_tok: 2,
+        moe_intermediate_size: 4,
+        norm_topk_prob: true,
+        decoder_sparse_step: 1,
+        mlp_only_layers: vec![0],
+    };
+    let dims = Dims { moe: Some(moe), ..dims() };
+    let ids = |layer| Site::layer(layer, Stage::MoeRouterIndices);
+    let dir = tempfile::tempdir().unwrap();
+    let create = |name: &str, site, layout| {
+        let options =
+            RecorderOptions { layout, ..RecorderOptions::new([site].into_iter().collect()) };
+        Recorder::create(&dir.path().join(name), provenance(), dims.clone(), options)
+    };
+    let error = create("dense", ids(0), Layout::Safetensors).unwrap_err().to_string();
+    assert!(error.contains("layers.0.moe_router_indices"), "{error}");
+    for (name, layout, dtype) in
+        [("c", Layout::Safetensors, DType::I32), ("tree", Layout::Aprt, DType::F32)]
+    {
+        let mut recorder = create(name, ids(1), layout).unwrap();
+        let step = prefill(&[5, 6]);
+        recorder.begin(&step).unwrap();
+        let view = View { shape: &[2, 2], values: Values::F32(&[8.0, 0.0, 3.0, 1.0]) };
+        recorder.value(&step, ids(1), view).unwrap();
+        recorder.end(&step).unwrap();
+        let capture = Capture::open(recorder.finish().unwrap()).unwrap();
+        let tensor = capture.tensor(0, ids(1)).unwrap();
+        assert_eq!((tensor.dtype(), tensor.to_f64()), (dtype, vec![8.0, 0.0, 3.0, 1.0]));
+    }
+}
+
+#[test]
 fn doubles_are_kept_when_asked_for_and_rounded_when_not() {
     let site = Site::whole(Stage::Embedding);
-    for (precision, expected) in [(Precision::F64, 0.1), (Precision::F32, f64::from(0.1f32))] {
+    for (precision, dtype, expected) in
+        [(Precision::F64, DType::F64, 0.1), (Precision::F32, DType::F32, f64::from(0.1f32))]
+    {
         let dir = tempfile::tempdir().unwrap();
         let mut options = RecorderOptions::new(TapSet::from_iter([site]));
         options.precision = precision;
@@ -95,7 +133,7 @@ fn doubles_are_kept_when_asked_for_and_rounded_when_not() {
         recorder.end(&step).unwrap();
         let capture = Capture::open(recorder.finish().unwrap()).unwrap();
         let tensor = capture.tensor(0, site).unwrap();
-        assert_eq!((tensor.dtype(), tensor.to_f64()), (precision.dtype(), vec![expected; 8]));
+        assert_eq!((tensor.dtype(), tensor.to_f64()), (dtype, vec![expected; 8]));
     }
 }
 

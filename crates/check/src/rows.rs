@@ -90,7 +90,7 @@ impl Row {
     pub(crate) fn place(&self, site: Site, position: usize, index: usize) -> Place {
         let (head, inner) = (index / self.head_len.max(1), index % self.head_len.max(1));
         let (head, channel, key) = match site.stage.axes() {
-            Axes::RowChannel => (None, Some(index), None),
+            Axes::RowChannel | Axes::RowSlot | Axes::RowSlotChannel => (None, Some(index), None),
             Axes::RowHeadChannel => (Some(head), Some(inner), None),
             Axes::HeadRowKey => (Some(head), None, Some(inner)),
         };

@@ -14,6 +14,7 @@ use crate::{
     Cpu, Kv, Tensor, Weight,
     kernels::IntegerKernel,
     pool::Columns,
+    routing,
     weight::{Part, Product},
 };
 
@@ -119,6 +120,39 @@ impl Backend for Cpu {
         Ok(Gated { silu: silu.spill.then_some(computed), out })
     }
 
+    fn top_k(&self, x: &Tensor, k: usize) -> Result<Tensor> {
+        Ok(routing::top_k(x, k))
+    }
+
+    fn route_weights(&self, logits: &Tensor, ids: &Tensor, normalize: bool) -> Result<Tensor> {
+        Ok(routing::weights(logits, ids, normalize, self.kernels))
+    }
+
+    fn expert_linear(
+        &self,
+        x: &Tensor,
+        w: &Weight,
+        experts: usize,
+        ids: &Tensor,
+    ) -> Result<Tensor> {
+        Ok(self.multiply_experts(x, w, experts, ids))
+    }
+
+    fn weighted_sum(&self, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+        let [n, k, width] = *x.shape() else { panic!("rows have slots") };
+        let mut out = vec![0.0; n * width];
+        let columns = Columns { count: width, granule: 1, cost: n * k };
+        self.pool.fill(&mut out, columns, |mut strip| {
+            let columns = strip.columns();
+            for slot in 0..n * k {
+                let weight = weights.values()[slot];
+                let x = &x.values()[slot * width..][columns.clone()];
+                strip.row(slot / k).iter_mut().zip(x).for_each(|(out, x)| *out += weight * x);
+            }
+        });
+        Ok(Tensor::new([n, width], out))
+    }
+
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         Ok(self.zip(x, y, |x, y| x + y))
     }
@@ -145,7 +179,7 @@ impl Backend for Cpu {
     fn kernel(&self, op: Op<'_, Weight>) -> Kernel {
         let (name, accumulation) = match op {
             Op::Embed(w) => (contracts("embed", w, |part| part.dtype().to_string()), "f32"),
-            Op::Linear(w) => (
+            Op::Linear(w) | Op::ExpertLinear(w) => (
                 contracts("dot", w, |part| format!("{}_{}", part.dtype(), part.activations())),
                 "f32",
             ),
@@ -155,18 +189,26 @@ impl Backend for Cpu {
             Op::KvAppend => (format!("kv_append_{}", self.kv.dtype()), "f32"),
             Op::Attention => (format!("attention_{}", self.kv.dtype()), "f32"),
             Op::Swiglu => ("swiglu".into(), "f32"),
+            Op::TopK => ("top_k".into(), "f32"),
+            Op::RouteWeights => ("route_weights".into(), "f32"),
+            Op::WeightedSum => ("weighted_sum".into(), "f32"),
             Op::Add => ("add".into(), "f32"),
         };
-        let of_parts = |f: fn(&Part) -> &'static str| match op {
-            Op::Embed(w) | Op::Linear(w) => w.parts.iter().map(f).collect::<Vec<_>>(),
-            _ => Vec::new(),
+        // A type of the many experts is named once.
+        let of_parts = |f: fn(&Part) -> &'static str| {
+            let mut names: Vec<_> =
+                op.weight().map_or(&[][..], |w| &w.parts).iter().map(f).collect();
+            if let Op::ExpertLinear(_) = op {
+                names.dedup();
+            }
+            names
         };
         let strings = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
         Kernel {
             kernel: name.to_lowercase(),
             weights: strings(of_parts(|part| part.file_type.name())),
             activations: strings(match op {
-                Op::Linear(_) => of_parts(Part::activations),
+                Op::Linear(_) | Op::ExpertLinear(_) => of_parts(Part::activations),
                 _ => vec![DType::F32.name()],
             }),
             accumulation: accumulation.to_owned(),

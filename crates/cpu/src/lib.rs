@@ -27,6 +27,7 @@ mod kernels;
 mod kv;
 mod linear;
 mod pool;
+mod routing;
 mod tensor;
 mod weight;
 #[cfg(target_arch = "x86_64")]

@@ -3,10 +3,14 @@
 //! The loops go over tiles of token rows, then weight rows, then the token rows of the tile, so that a weight row is
 //! read from memory once per tile and unpacked once per block, and a tile of activations stays in the cache. Decode is the
 //! same code with one row. No sum crosses a tile, so no bit depends on it.
+//!
+//! Experts are the same code with one [`Group`] of rows for each, so that weights are read once for all rows that chose them.
+
+use std::{borrow::Cow, ops::Range};
 
 use crate::{
     Cpu, Tensor, Weight,
-    activation::Block8,
+    activation::{Block8, Q8, Q8K},
     kernels::IntegerKernel,
     pool::{Columns, Strip},
     weight::{Part, Product},
@@ -18,21 +22,71 @@ const TILE_ROWS: usize = 64;
 /// The most bytes of activations in a tile: part of a core's second-level cache.
 const TILE_BYTES: usize = 256 << 10;
 
+/// Rows of activations that meet the same rows of weights.
+struct Group<'a> {
+    /// Where the rows of weights begin; there are as many as the output has columns.
+    first: usize,
+    /// Which rows of the activations these are.
+    x: Cow<'a, [usize]>,
+    /// Which rows of the output they make.
+    out: &'a [usize],
+}
+
 impl Cpu {
     pub(crate) fn multiply(&self, x: &Tensor, w: &Weight) -> Tensor {
-        assert_eq!(x.width(), w.cols, "activations are as wide as the matrix");
-        for part in &w.parts {
-            self.round_for(part, x);
+        let rows: Vec<usize> = (0..x.rows()).collect();
+        let all = Group { first: 0, x: Cow::Borrowed(&rows), out: &rows };
+        Tensor::new([rows.len(), w.rows], self.products(x, w, w.rows, &[all]))
+    }
+
+    /// See [`Backend::expert_linear`](apr_model::Backend::expert_linear).
+    pub(crate) fn multiply_experts(
+        &self,
+        x: &Tensor,
+        w: &Weight,
+        experts: usize,
+        ids: &Tensor,
+    ) -> Tensor {
+        let [n, k] = *ids.shape() else { panic!("ids are of rows and slots") };
+        let width = w.rows / experts;
+        // Row `i` of the output is slot `i % k` of token row `i / k`. The sort is stable.
+        let mut rows: Vec<usize> = (0..n * k).collect();
+        let expert = |row: &usize| ids.values()[*row] as usize;
+        rows.sort_by_key(expert);
+        let slots = if x.shape().len() == 3 { 1 } else { k };
+        let groups: Vec<Group<'_>> = rows
+            .chunk_by(|a, b| expert(a) == expert(b))
+            .map(|out| Group {
+                first: expert(&out[0]) * width,
+                x: out.iter().map(|row| row / slots).collect(),
+                out,
+            })
+            .collect();
+        Tensor::new([n, k, width], self.products(x, w, width, &groups))
+    }
+
+    /// The products of each group, in rows of `width`.
+    fn products(&self, x: &Tensor, w: &Weight, width: usize, groups: &[Group<'_>]) -> Vec<f32> {
+        assert_eq!(x.shape().last(), Some(&w.cols), "activations are as wide as the matrix");
+        for group in groups {
+            for part in w.parts_of(group.first..group.first + width) {
+                self.round_for(part, x);
+            }
         }
-        let n = x.rows();
-        let mut out = vec![0.0; n * w.rows];
-        let columns = Columns { count: w.rows, granule: 1, cost: n * w.cols };
+        let n: usize = groups.iter().map(|group| group.out.len()).sum();
+        let mut out = vec![0.0; n * width];
+        let columns = Columns { count: width, granule: 1, cost: n * w.cols };
         self.pool.fill(&mut out, columns, |mut strip| {
-            for part in &w.parts {
-                self.multiply_part(x, part, &mut strip);
+            for group in groups {
+                let columns = strip.columns();
+                let rows = group.first + columns.start..group.first + columns.end;
+                for part in w.parts_of(rows.clone()) {
+                    let rows = part.rows.start.max(rows.start)..part.rows.end.min(rows.end);
+                    self.multiply_part(x, group, part, rows, &mut strip);
+                }
             }
         });
-        Tensor::new([n, w.rows], out)
+        out
     }
 
     /// Rounds `x` as `part` wants it, unless another weight already did.
@@ -58,20 +112,28 @@ impl Cpu {
         out
     }
 
-    fn multiply_part(&self, x: &Tensor, part: &Part, strip: &mut Strip<'_, f32>) {
-        let n = x.rows();
+    /// Rows `rows` of `part` with the activations of `group`.
+    fn multiply_part(
+        &self,
+        x: &Tensor,
+        group: &Group<'_>,
+        part: &Part,
+        rows: Range<usize>,
+        strip: &mut Strip<'_, f32>,
+    ) {
+        let cols = x.shape()[x.shape().len() - 1];
         match part.product {
             Product::Integer(IntegerKernel::Blocks(kernel)) => {
-                let x = x.rounded.q8_0.get().expect("rounded before");
-                tiles(x, n, part, strip, |row, x, out| kernel(part.row_bytes(row), x, out));
+                let x = Rows::of(x.rounded.q8_0.get().expect("rounded before"), cols / Q8::LEN);
+                tiles(x, group, rows, strip, |row, x, out| kernel(part.row_bytes(row), x, out));
             }
             Product::Integer(IntegerKernel::Superblocks(kernel)) => {
-                let x = x.rounded.q8_k.get().expect("rounded before");
-                tiles(x, n, part, strip, |row, x, out| kernel(part.row_bytes(row), x, out));
+                let x = Rows::of(x.rounded.q8_k.get().expect("rounded before"), cols / Q8K::LEN);
+                tiles(x, group, rows, strip, |row, x, out| kernel(part.row_bytes(row), x, out));
             }
             Product::Float => {
-                let mut wide = vec![0.0; x.width()];
-                tiles(x.values(), n, part, strip, |row, x, out| {
+                let mut wide = vec![0.0; cols];
+                tiles(Rows::of(x.values(), cols), group, rows, strip, |row, x, out| {
                     part.widen(row, self.kernels, &mut wide);
                     (self.kernels.dots)(&wide, x, out);
                 });
@@ -80,25 +142,53 @@ impl Cpu {
     }
 }
 
-/// Calls `kernel` with each weight row that `part` and `strip` share and each tile of the `n` rows of `x`.
-fn tiles<A>(
-    x: &[A],
-    n: usize,
-    part: &Part,
+/// Activations, as a kernel reads them.
+struct Rows<'a, A> {
+    all: &'a [A],
+    /// Of one row.
+    len: usize,
+}
+
+impl<'a, A: Copy> Rows<'a, A> {
+    fn of(all: &'a [A], len: usize) -> Self {
+        Self { all, len }
+    }
+
+    /// These rows, one after the other: where they lie, if they lie so.
+    fn pick(&self, rows: &[usize]) -> Cow<'a, [A]> {
+        let is_run = rows.windows(2).all(|pair| pair[1] == pair[0] + 1);
+        match rows {
+            [first] => Cow::Borrowed(&self.all[first * self.len..][..self.len]),
+            [first, .., last] if is_run => {
+                Cow::Borrowed(&self.all[first * self.len..(last + 1) * self.len])
+            }
+            _ => rows
+                .iter()
+                .flat_map(|row| &self.all[row * self.len..][..self.len])
+                .copied()
+                .collect(),
+        }
+    }
+}
+
+/// Calls `kernel` with each of the weight rows `rows` and each tile of the activations of `group`.
+fn tiles<A: Copy>(
+    x: Rows<'_, A>,
+    group: &Group<'_>,
+    rows: Range<usize>,
     strip: &mut Strip<'_, f32>,
     mut kernel: impl FnMut(usize, &[A], &mut [f32]),
 ) {
-    let columns = strip.columns();
-    let rows = part.rows.start.max(columns.start)..part.rows.end.min(columns.end);
-    let width = x.len() / n;
-    let tile = (TILE_BYTES / size_of_val(&x[..width]).max(1)).clamp(1, TILE_ROWS);
+    let first = group.first + strip.columns().start;
+    let tile = (TILE_BYTES / (x.len * size_of::<A>()).max(1)).clamp(1, TILE_ROWS);
     let mut column = [0.0; TILE_ROWS];
-    for (i, x) in x.chunks(tile * width).enumerate() {
-        let column = &mut column[..x.len() / width];
+    for (of, out) in group.x.chunks(tile).zip(group.out.chunks(tile)) {
+        let x = x.pick(of);
+        let column = &mut column[..of.len()];
         for row in rows.clone() {
-            kernel(row, x, column);
-            for (t, &y) in column.iter().enumerate() {
-                strip.row(i * tile + t)[row - columns.start] = y;
+            kernel(row, &x, column);
+            for (&out, &y) in out.iter().zip(&*column) {
+                strip.row(out)[row - first] = y;
             }
         }
     }

@@ -89,7 +89,13 @@ impl Weight {
 
     /// The part that holds row `row`.
     pub(crate) fn part_of(&self, row: usize) -> &Part {
-        self.parts.iter().find(|part| part.rows.contains(&row)).expect("a row of the matrix")
+        self.parts_of(row..row + 1).next().expect("a row of the matrix")
+    }
+
+    /// The parts that hold some of `rows`.
+    pub(crate) fn parts_of(&self, rows: Range<usize>) -> impl Iterator<Item = &Part> {
+        let first = self.parts.partition_point(|part| part.rows.end <= rows.start);
+        self.parts[first..].iter().take_while(move |part| part.rows.start < rows.end)
     }
 }
 

@@ -397,6 +397,93 @@ fn attention_is_the_reference_and_prefill_is_decode() {
     }
 }
 
+/// Logits of a router, some of them equal.
+fn logits(random: &mut Random, n: usize, experts: usize) -> HostTensor {
+    let mut logits = random.tensor(&[n, experts]);
+    logits.values[experts / 2] = logits.values[0];
+    logits
+}
+
+#[test]
+fn experts_are_products_with_the_matrices_that_the_ids_name() {
+    const EXPERTS: usize = 5;
+    let mut random = Random(41);
+    let types = QUANTIZED.iter().map(|row| row.0).chain(FLOAT);
+    for dtype in types {
+        let (rows, cols) = (9, 2 * dtype.block_len().max(32));
+        let one = |random: &mut Random| random.weight(dtype, rows, cols);
+        let alone: [Stored; EXPERTS] = std::array::from_fn(|_| one(&mut random));
+        let bytes: Vec<u8> = alone.iter().flat_map(|w| w.bytes().to_vec()).collect();
+        let merged = Stored::new(dtype, [EXPERTS * rows, cols].into(), bytes.into()).unwrap();
+        for (n, k) in [(1, 1), (1, 3), (7, 2), (70, 5)] {
+            let ids = Reference::<f64>::new(Arithmetic::EXACT);
+            let ids = ids.top_k(&logits(&mut random, n, EXPERTS).into(), k).unwrap();
+            let ids = HostTensor { shape: ids.shape, values: ids.data };
+            for shape in [vec![n, cols], vec![n, k, cols]] {
+                let x = random.tensor(&shape);
+                for cpu in twins(CpuOptions::default()) {
+                    let upload = |x: &HostTensor| cpu.upload(x.clone()).unwrap();
+                    let (x, ids) = (upload(&x), upload(&ids));
+                    let run = |parts: &[Stored]| {
+                        let w = cpu.weight(parts).unwrap();
+                        cpu.expert_linear(&x, &w, EXPERTS, &ids).unwrap()
+                    };
+                    let y = run(std::slice::from_ref(&merged));
+                    assert_eq!(y.shape(), [n, k, rows]);
+                    let y = bits(&cpu, &y);
+                    assert_eq!(y, bits(&cpu, &run(&alone)), "{dtype}: one tensor or many");
+                    for (i, y) in y.chunks_exact(rows).enumerate() {
+                        let row = if x.shape().len() == 3 { i } else { i / k };
+                        let values = x.values()[row * cols..][..cols].iter().map(|&x| x.into());
+                        let x = HostTensor { shape: vec![1, cols], values: values.collect() };
+                        let expert = &alone[ids.values()[i] as usize];
+                        let w = cpu.weight(std::slice::from_ref(expert)).unwrap();
+                        let alone = bits(&cpu, &cpu.linear(&upload(&x), &w).unwrap());
+                        assert_eq!(y, alone, "{dtype}: slot {} of row {}", i % k, i / k);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn routing_is_the_reference_and_the_same_by_bits_everywhere() {
+    let mut random = Random(43);
+    let reference = Reference::<f64>::new(Arithmetic::EXACT);
+    for (n, experts, k) in [(1, 1, 1), (3, 8, 2), (20, 64, 8), (5, 128, 128)] {
+        let x = logits(&mut random, n, experts);
+        let y = random.tensor(&[n, k, 33]);
+        for normalize in [false, true] {
+            let (exact_ids, exact_weights, exact_sum) = {
+                let x = reference.upload(x.clone()).unwrap();
+                let ids = reference.top_k(&x, k).unwrap();
+                let weights = reference.route_weights(&x, &ids, normalize).unwrap();
+                let sum = reference.weighted_sum(&y.clone().into(), &weights).unwrap();
+                (ids.data, weights.data, sum.data)
+            };
+            let mut first = None;
+            for cpu in twins(CpuOptions::default()) {
+                let x = cpu.upload(x.clone()).unwrap();
+                let ids = cpu.top_k(&x, k).unwrap();
+                assert_eq!(values(&cpu, &ids), exact_ids, "the logits are exact in both");
+                let weights = cpu.route_weights(&x, &ids, normalize).unwrap();
+                // The argument of the exponential is at most 20 and rounds once, the exponential and its sum over lanes as in
+                // attention, and then the sum of the chosen ones.
+                let weight = (20 + 8 + experts / 16 + k) as f64 * EPS;
+                let bound = |i: usize| weight * exact_weights[i];
+                assert_near(&values(&cpu, &weights), &exact_weights, bound, "weights");
+                let sum = cpu.weighted_sum(&cpu.upload(y.clone()).unwrap(), &weights).unwrap();
+                // Elements are at most 10, weights at most 1 together.
+                let bound = 10.0 * (weight + (k + 1) as f64 * EPS);
+                assert_near(&values(&cpu, &sum), &exact_sum, |_| bound, "sum");
+                let all = (bits(&cpu, &weights), bits(&cpu, &sum));
+                assert_eq!(first.get_or_insert(all.clone()), &all, "{:?}", cpu.info());
+            }
+        }
+    }
+}
+
 #[test]
 fn kernels_are_named_after_their_contract() {
     let mut random = Random(31);

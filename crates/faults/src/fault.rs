@@ -215,7 +215,7 @@ impl FilePlace<'_> {
 
     /// Sets a key of the architecture's.
     pub(crate) fn set(&self, draft: &mut Draft, suffix: &str, value: impl Into<apr_format::Value>) {
-        draft.metadata.insert(format!("{}.{suffix}", self.config.architecture), value);
+        draft.metadata.insert(format!("{}.{suffix}", self.config.architecture.gguf_name()), value);
     }
 }
 

@@ -122,6 +122,20 @@ impl<B: Backend> Faulty<B> {
         Ok(())
     }
 
+    /// Lets the fault, if it is one of values, change `y`, then goes on with it.
+    fn value(&self, y: B::Tensor, target: Option<(OpFault, Place, usize)>) -> Result<B::Tensor> {
+        let y = match target {
+            Some((OpFault::Value(damage), place, _)) => {
+                let mut host = self.host(&y)?;
+                damage(&place, &mut host)?;
+                self.inner.upload(host)?
+            }
+            _ => y,
+        };
+        self.keep(&y)?;
+        Ok(y)
+    }
+
     /// Keeps what the target's layer is given.
     fn keep_input(&self, x: &B::Tensor) -> Result<()> {
         let Some(armed) = self.armed.get() else { return Ok(()) };
@@ -419,6 +433,37 @@ impl<B: Backend> Backend for Faulty<B> {
         Ok(Gated { silu: spilled, out })
     }
 
+    fn top_k(&self, x: &B::Tensor, k: usize) -> Result<B::Tensor> {
+        let target = self.next();
+        self.value(self.inner.top_k(x, k)?, target)
+    }
+
+    fn route_weights(
+        &self,
+        logits: &B::Tensor,
+        ids: &B::Tensor,
+        normalize: bool,
+    ) -> Result<B::Tensor> {
+        let target = self.next();
+        self.value(self.inner.route_weights(logits, ids, normalize)?, target)
+    }
+
+    fn expert_linear(
+        &self,
+        x: &B::Tensor,
+        w: &Self::Weight,
+        experts: usize,
+        ids: &B::Tensor,
+    ) -> Result<B::Tensor> {
+        let target = self.next();
+        self.value(self.inner.expert_linear(x, &w.inner, experts, ids)?, target)
+    }
+
+    fn weighted_sum(&self, x: &B::Tensor, weights: &B::Tensor) -> Result<B::Tensor> {
+        let target = self.next();
+        self.value(self.inner.weighted_sum(x, weights)?, target)
+    }
+
     fn add(&self, x: &B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {
         let target = self.next();
         let sum = self.inner.add(x, y)?;
@@ -457,17 +502,7 @@ impl<B: Backend> Backend for Faulty<B> {
     }
 
     fn kernel(&self, op: Op<'_, Self::Weight>) -> Kernel {
-        self.inner.kernel(match op {
-            Op::Embed(w) => Op::Embed(&w.inner),
-            Op::Linear(w) => Op::Linear(&w.inner),
-            Op::AddBias => Op::AddBias,
-            Op::RmsNorm => Op::RmsNorm,
-            Op::Rope => Op::Rope,
-            Op::KvAppend => Op::KvAppend,
-            Op::Attention => Op::Attention,
-            Op::Swiglu => Op::Swiglu,
-            Op::Add => Op::Add,
-        })
+        self.inner.kernel(op.with_weight(|w| &w.inner))
     }
 }
 

@@ -85,6 +85,34 @@ pub trait Backend: Sized {
         silu: Inner<Self::Tensor>,
     ) -> Result<Gated<Self::Tensor>>;
 
+    /// The ids of the `k` largest elements of each row, the largest first, of equal ones the smaller id first; NaN is
+    /// smaller than all numbers. `[n, experts] -> [n, k]`. Ids are kept as whole numbers of the tensor's own type.
+    fn top_k(&self, x: &Self::Tensor, k: usize) -> Result<Self::Tensor>;
+
+    /// The softmax over all logits of a row, of those that `ids` chooses; divided by their sum if `normalize`.
+    /// `[n, experts], [n, k] -> [n, k]`
+    fn route_weights(
+        &self,
+        logits: &Self::Tensor,
+        ids: &Self::Tensor,
+        normalize: bool,
+    ) -> Result<Self::Tensor>;
+
+    /// `x W_e^T` for each expert `e` of a row: `w` holds the matrices of all `experts`, one below the other. A row of `x`
+    /// meets all its experts, or has another one for each. `[n, in] or [n, k, in] -> [n, k, out]`
+    ///
+    /// The weights of experts that no row chose are not read.
+    fn expert_linear(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+        experts: usize,
+        ids: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
+
+    /// The sum over the slots of each row, each times its weight. `[n, k, width], [n, k] -> [n, width]`
+    fn weighted_sum(&self, x: &Self::Tensor, weights: &Self::Tensor) -> Result<Self::Tensor>;
+
     /// `x + y`, elementwise.
     fn add(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
 
@@ -202,10 +230,41 @@ pub enum Op<'a, W> {
     KvAppend,
     Attention,
     Swiglu,
+    TopK,
+    RouteWeights,
+    ExpertLinear(&'a W),
+    WeightedSum,
     Add,
 }
 
-impl<W> Op<'_, W> {
+impl<'a, W> Op<'a, W> {
+    /// The matrix that it reads, if it reads one.
+    pub fn weight(&self) -> Option<&'a W> {
+        match self {
+            Self::Embed(w) | Self::Linear(w) | Self::ExpertLinear(w) => Some(w),
+            _ => None,
+        }
+    }
+
+    /// The same op on a matrix in another form.
+    pub fn with_weight<'b, V>(&self, weight: impl FnOnce(&'a W) -> &'b V) -> Op<'b, V> {
+        match self {
+            Self::Embed(w) => Op::Embed(weight(w)),
+            Self::Linear(w) => Op::Linear(weight(w)),
+            Self::ExpertLinear(w) => Op::ExpertLinear(weight(w)),
+            Self::AddBias => Op::AddBias,
+            Self::RmsNorm => Op::RmsNorm,
+            Self::Rope => Op::Rope,
+            Self::KvAppend => Op::KvAppend,
+            Self::Attention => Op::Attention,
+            Self::Swiglu => Op::Swiglu,
+            Self::TopK => Op::TopK,
+            Self::RouteWeights => Op::RouteWeights,
+            Self::WeightedSum => Op::WeightedSum,
+            Self::Add => Op::Add,
+        }
+    }
+
     /// The op's name in plans.
     pub fn name(&self) -> &'static str {
         match self {
@@ -217,6 +276,10 @@ impl<W> Op<'_, W> {
             Self::KvAppend => "kv_append",
             Self::Attention => "attention",
             Self::Swiglu => "swiglu",
+            Self::TopK => "top_k",
+            Self::RouteWeights => "route_weights",
+            Self::ExpertLinear(_) => "expert_linear",
+            Self::WeightedSum => "weighted_sum",
             Self::Add => "add",
         }
     }

@@ -11,21 +11,37 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3, dense: RMSNorm on each head of q and k.
     Qwen3,
+    /// Qwen3 with a mixture of experts in place of the feed-forward network.
+    Qwen3Moe,
     /// Llama 2 and 3.
     Llama,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
+    pub const ALL: [Self; 4] = [Self::Qwen2, Self::Qwen3, Self::Qwen3Moe, Self::Llama];
 
-    /// The name in GGUF's `general.architecture` and in `model_type`.
+    /// The name in Hugging Face's `model_type`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3_moe",
             Self::Llama => "llama",
         }
+    }
+
+    /// The name in GGUF's `general.architecture`, which its keys begin with.
+    pub fn gguf_name(self) -> &'static str {
+        match self {
+            Self::Qwen3Moe => "qwen3moe",
+            other => other.name(),
+        }
+    }
+
+    /// Whether each head of q and k is normalised.
+    pub fn has_qk_norm(self) -> bool {
+        matches!(self, Self::Qwen3 | Self::Qwen3Moe)
     }
 }
 
@@ -35,11 +51,12 @@ impl fmt::Display for Architecture {
     }
 }
 
+/// From either name.
 impl FromStr for Architecture {
     type Err = ();
 
     fn from_str(name: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|a| a.name() == name).ok_or(())
+        Self::ALL.into_iter().find(|a| a.name() == name || a.gguf_name() == name).ok_or(())
     }
 }
 
@@ -66,6 +83,37 @@ pub struct Config {
     /// Whether each head of q and k is normalised.
     pub qk_norm: bool,
     pub tie_word_embeddings: bool,
+    /// The experts of a mixture; `None` where all layers are dense.
+    pub moe: Option<MoeConfig>,
+}
+
+/// The dimensions and constants of a mixture of experts.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[allow(missing_docs, reason = "the keys of config.json, which documents them")]
+pub struct MoeConfig {
+    pub num_experts: usize,
+    pub num_experts_per_tok: usize,
+    pub moe_intermediate_size: usize,
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub norm_topk_prob: bool,
+    /// Every how many layers there are experts; the others have a feed-forward network of `intermediate_size`.
+    #[serde(default = "every_layer")]
+    pub decoder_sparse_step: usize,
+    /// Layers that have no experts all the same.
+    #[serde(default)]
+    pub mlp_only_layers: Vec<usize>,
+}
+
+fn every_layer() -> usize {
+    1
+}
+
+impl MoeConfig {
+    /// Whether layer `layer` has experts.
+    pub fn has_layer(&self, layer: usize) -> bool {
+        (layer + 1).is_multiple_of(self.decoder_sparse_step)
+            && !self.mlp_only_layers.contains(&layer)
+    }
 }
 
 /// How rotary frequencies are changed for contexts longer than those of the first training.
@@ -93,6 +141,11 @@ impl Config {
     /// Channels of all key heads.
     pub fn kv_dim(&self) -> usize {
         self.num_key_value_heads * self.head_dim
+    }
+
+    /// The experts of layer `layer`, if it has any.
+    pub fn experts_of(&self, layer: usize) -> Option<&MoeConfig> {
+        self.moe.as_ref().filter(|moe| moe.has_layer(layer))
     }
 
     /// The angular frequency of each rotated pair, scaled as the config says.

@@ -5,8 +5,8 @@
 //! never over the observer, so the observed step and the unobserved one are the same machine code.
 
 use crate::{
-    Backend, Error, Observer, ObserverError, Result, Site, Stage, Step, TapSet, backend::*,
-    rope::RopeTable,
+    Backend, Error, HostTensor, Observer, ObserverError, Result, Site, Stage, Step, TapSet,
+    backend::*, rope::RopeTable,
 };
 
 /// The context of one step.
@@ -111,14 +111,73 @@ impl<'a, B: Backend> Cx<'a, B> {
         self.emit(Site::layer(layer, Stage::Attention), attended.out)
     }
 
-    /// See [`Backend::swiglu`]. One op, two sites of `layer`.
-    pub fn swiglu(&mut self, layer: usize, gate: &B::Tensor, up: &B::Tensor) -> Result<B::Tensor> {
-        let silu = Site::layer(layer, Stage::FfnSilu);
+    /// See [`Backend::swiglu`]. One op, two sites: of `silu(gate)` and of the product.
+    pub fn swiglu(
+        &mut self,
+        silu: Site,
+        swigl: Site,
+        gate: &B::Tensor,
+        up: &B::Tensor,
+    ) -> Result<B::Tensor> {
         let backend = self.backend;
         let inner = self.inner(silu, || backend.shape(gate))?;
         let gated = self.backend.swiglu(gate, up, inner)?;
         self.spilled(silu, gated.silu)?;
-        self.emit(Site::layer(layer, Stage::FfnSwigl), gated.out)
+        self.emit(swigl, gated.out)
+    }
+
+    /// See [`Backend::top_k`].
+    pub fn top_k(&mut self, site: Site, x: &B::Tensor, k: usize) -> Result<B::Tensor> {
+        let ids = self.backend.top_k(x, k)?;
+        if !self.taps.contains(site) {
+            return Ok(ids);
+        }
+        self.show(site, &ids)?;
+        let backend = self.backend;
+        let Some(value) = self.replacing(site, || backend.shape(&ids))? else { return Ok(ids) };
+        // Others' ids will choose among weights.
+        let experts = backend.shape(x).last().copied().unwrap_or(0);
+        let is_id = |&id: &f64| id >= 0.0 && id < experts as f64 && id.fract() == 0.0;
+        match value.values.iter().find(|id| !is_id(id)) {
+            Some(&found) => Err(Error::ReplacementId { site, found, experts }),
+            None => backend.upload(value),
+        }
+    }
+
+    /// See [`Backend::route_weights`].
+    pub fn route_weights(
+        &mut self,
+        site: Site,
+        logits: &B::Tensor,
+        ids: &B::Tensor,
+        normalize: bool,
+    ) -> Result<B::Tensor> {
+        let weights = self.backend.route_weights(logits, ids, normalize)?;
+        self.emit(site, weights)
+    }
+
+    /// See [`Backend::expert_linear`].
+    pub fn expert_linear(
+        &mut self,
+        site: Site,
+        x: &B::Tensor,
+        w: &B::Weight,
+        experts: usize,
+        ids: &B::Tensor,
+    ) -> Result<B::Tensor> {
+        let y = self.backend.expert_linear(x, w, experts, ids)?;
+        self.emit(site, y)
+    }
+
+    /// See [`Backend::weighted_sum`].
+    pub fn weighted_sum(
+        &mut self,
+        site: Site,
+        x: &B::Tensor,
+        weights: &B::Tensor,
+    ) -> Result<B::Tensor> {
+        let y = self.backend.weighted_sum(x, weights)?;
+        self.emit(site, y)
     }
 
     /// See [`Backend::add`].
@@ -187,19 +246,28 @@ impl<'a, B: Backend> Cx<'a, B> {
         })
     }
 
-    #[cold]
     fn replacement(
         &mut self,
         site: Site,
         shape: impl FnOnce() -> Vec<usize>,
     ) -> Result<Option<B::Tensor>> {
+        self.replacing(site, shape)?.map(|value| self.backend.upload(value)).transpose()
+    }
+
+    /// What the observer puts in the place of a value of this shape.
+    #[cold]
+    fn replacing(
+        &mut self,
+        site: Site,
+        shape: impl FnOnce() -> Vec<usize>,
+    ) -> Result<Option<HostTensor>> {
         let value = self.observer.replace(site).map_err(|source| observer_error(site, source))?;
         let Some(value) = value else { return Ok(None) };
         let expected = shape();
         if value.shape != expected || value.values.len() != expected.iter().product::<usize>() {
             return Err(Error::ReplacementShape { site, expected, found: value.shape });
         }
-        self.backend.upload(value).map(Some)
+        Ok(Some(value))
     }
 }
 

@@ -1,10 +1,10 @@
 //! The decoder: embedding, layers, final norm, head. The one forward pass.
 //!
-//! Qwen2, Qwen3 and Llama are the same decoder; what differs is which weights a layer has and what the
+//! Qwen2, Qwen3, Qwen3-MoE and Llama are the same decoder; what differs is which weights a layer has and what the
 //! [`Config`] says. All of it is here, in the order of the papers (Touvron et al. 2023 for the block, Shazeer 2020
-//! for SwiGLU, Ainslie et al. 2023 for grouped queries).
+//! for SwiGLU, Ainslie et al. 2023 for grouped queries, Shazeer et al. 2017 for mixtures of experts).
 
-use crate::{Backend, Config, Cx, Result, RopeFrequencies, Site, Stage::*};
+use crate::{Backend, Config, Cx, MoeConfig, Result, RopeFrequencies, Site, Stage::*};
 
 /// A decoder's weights, in a backend's own form.
 #[derive(Debug)]
@@ -28,9 +28,26 @@ pub(crate) struct Layer<W, V> {
     pub(crate) k_norm: Option<V>,   // [head_dim]
     pub(crate) attn_output: W,      // [hidden, q_dim]
     pub(crate) ffn_norm: V,         // [hidden]
-    pub(crate) ffn_gate: W,         // [ffn, hidden]
-    pub(crate) ffn_up: W,           // [ffn, hidden]
-    pub(crate) ffn_down: W,         // [hidden, ffn]
+    pub(crate) ffn: Ffn<W>,
+}
+
+/// What comes after attention.
+#[derive(Debug)]
+pub(crate) enum Ffn<W> {
+    /// One network for all tokens.
+    Dense {
+        gate: W, // [ffn, hidden]
+        up: W,   // [ffn, hidden]
+        down: W, // [hidden, ffn]
+    },
+    /// A mixture of experts, one below the other in each matrix.
+    Moe {
+        config: MoeConfig,
+        router: W, // [experts, hidden]
+        gate: W,   // [experts * moe_ffn, hidden]
+        up: W,     // [experts * moe_ffn, hidden]
+        down: W,   // [experts * hidden, moe_ffn]
+    },
 }
 
 /// Token ids in, logits of the rows asked for out: `[logit rows, vocab]`.
@@ -89,11 +106,29 @@ fn decoder_layer<B: Backend>(
     let a = cx.linear(at(AttnOut), &a, &layer.attn_output)?;
     let x = cx.add(at(PostAttnResidual), &x, &a)?;
 
-    // x + down(silu(gate(norm(x))) * up(norm(x)))
+    // x + ffn(norm(x))
     let h = cx.rms_norm(at(FfnNorm), &x, &layer.ffn_norm, eps)?;
-    let gate = cx.linear(at(FfnGate), &h, &layer.ffn_gate)?; // [n, ffn]
-    let up = cx.linear(at(FfnUp), &h, &layer.ffn_up)?;
-    let f = cx.swiglu(index, &gate, &up)?;
-    let f = cx.linear(at(FfnOut), &f, &layer.ffn_down)?;
+    let f = match &layer.ffn {
+        // down(silu(gate(h)) * up(h))
+        Ffn::Dense { gate, up, down } => {
+            let gate = cx.linear(at(FfnGate), &h, gate)?; // [n, ffn]
+            let up = cx.linear(at(FfnUp), &h, up)?;
+            let f = cx.swiglu(at(FfnSilu), at(FfnSwigl), &gate, &up)?;
+            cx.linear(at(FfnOut), &f, down)?
+        }
+        // The same by each of the k experts that the router gives the largest probabilities, and the sum by these
+        Ffn::Moe { config, router, gate, up, down } => {
+            let (experts, k) = (config.num_experts, config.num_experts_per_tok);
+            let logits = cx.linear(at(MoeRouter), &h, router)?; // [n, experts]
+            let ids = cx.top_k(at(MoeRouterIndices), &logits, k)?; // [n, k]
+            let weights =
+                cx.route_weights(at(MoeRouterWeights), &logits, &ids, config.norm_topk_prob)?;
+            let gate = cx.expert_linear(at(MoeExpertGate), &h, gate, experts, &ids)?; // [n, k, moe_ffn]
+            let up = cx.expert_linear(at(MoeExpertUp), &h, up, experts, &ids)?;
+            let f = cx.swiglu(at(MoeExpertSilu), at(MoeExpertSwigl), &gate, &up)?;
+            let f = cx.expert_linear(at(MoeExpertOut), &f, down, experts, &ids)?; // [n, k, hidden]
+            cx.weighted_sum(at(FfnOut), &f, &weights)?
+        }
+    };
     cx.add(at(PostFfnResidual), &x, &f)
 }

@@ -162,6 +162,16 @@ pub enum Error {
         /// The replacement's.
         found: Vec<usize>,
     },
+    /// A replacement for ids of experts has a value that is none.
+    #[error("the replacement of {site} holds {found}, but ids are whole numbers below {experts}")]
+    ReplacementId {
+        /// Where.
+        site: Site,
+        /// The value.
+        found: f64,
+        /// The number of experts.
+        experts: usize,
+    },
     /// The observer failed.
     #[error("{source}{}", site.map_or(String::new(), |site| format!(" (at {site})")))]
     Observer {

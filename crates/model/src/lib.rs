@@ -21,7 +21,7 @@ mod site;
 
 pub use backend::*;
 pub use bind::{HeadRows, head_rows, read_config};
-pub use config::{Architecture, Config, RopeScaling};
+pub use config::{Architecture, Config, MoeConfig, RopeScaling};
 pub use cx::Cx;
 pub use error::{Error, Result};
 pub use generate::{Finish, GenerateOptions, Generated, NewToken, generate};

@@ -8,7 +8,7 @@ use crate::{
     Backend, Config, Cx, Error, KvShape, LayerKv, Observer, Phase, Plan, Result, Site, Stage, Step,
     TapSet, Values,
     bind::bind,
-    decoder::{Decoder, forward},
+    decoder::{Decoder, Ffn, forward},
 };
 
 /// A model on a backend, ready to run.
@@ -124,7 +124,8 @@ impl<B: Backend> Model<B> {
         Ok(Logits { values, vocab_size })
     }
 
-    /// The matrix that `site`'s op reads, if it reads one and the model has the site.
+    /// The matrix that `site`'s op reads, if it reads one and the model has the site. Those of experts lie one below the
+    /// other.
     pub fn weight(&self, site: Site) -> Option<&B::Weight> {
         let Decoder { embed_tokens, layers, lm_head, .. } = &self.decoder;
         let layer = site.layer.map(|layer| layers.get(layer as usize));
@@ -133,9 +134,16 @@ impl<B: Backend> Model<B> {
             (Stage::LmHead, None) => Some(lm_head.as_ref().unwrap_or(embed_tokens)),
             (Stage::QkvMatmul, Some(layer)) => Some(&layer?.qkv),
             (Stage::AttnOut, Some(layer)) => Some(&layer?.attn_output),
-            (Stage::FfnGate, Some(layer)) => Some(&layer?.ffn_gate),
-            (Stage::FfnUp, Some(layer)) => Some(&layer?.ffn_up),
-            (Stage::FfnOut, Some(layer)) => Some(&layer?.ffn_down),
+            (stage, Some(layer)) => match (stage, &layer?.ffn) {
+                (Stage::FfnGate, Ffn::Dense { gate, .. })
+                | (Stage::MoeExpertGate, Ffn::Moe { gate, .. }) => Some(gate),
+                (Stage::FfnUp, Ffn::Dense { up, .. })
+                | (Stage::MoeExpertUp, Ffn::Moe { up, .. }) => Some(up),
+                (Stage::FfnOut, Ffn::Dense { down, .. })
+                | (Stage::MoeExpertOut, Ffn::Moe { down, .. }) => Some(down),
+                (Stage::MoeRouter, Ffn::Moe { router, .. }) => Some(router),
+                _ => None,
+            },
             _ => None,
         }
     }

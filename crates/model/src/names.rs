@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::{Site, Stage};
+
 /// What a tensor is for, whatever its container calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -9,6 +11,8 @@ pub enum Role {
     TokenEmbd,
     /// A tensor of decoder layer `.0`.
     Layer(usize, LayerRole),
+    /// The part of expert `.2` in a tensor that holds those of all experts, where it is stored by itself.
+    Expert(usize, LayerRole, usize),
     /// The norm after the last layer.
     OutputNorm,
     /// The head, `[vocab, hidden]`, where it is not tied to the embedding.
@@ -35,10 +39,15 @@ pub enum LayerRole {
     FfnGate,
     FfnUp,
     FfnDown,
+    FfnGateInp,
+    FfnGateExps,
+    FfnUpExps,
+    FfnDownExps,
 }
 
-/// Role, GGUF's name after `blk.N.`, Hugging Face's name after `model.layers.N.`.
-const LAYER: [(LayerRole, &str, &str); 14] = [
+/// Role, GGUF's name after `blk.N.`, Hugging Face's name after `model.layers.N.`; `*` is the number of an expert, of which
+/// Hugging Face stores each by itself.
+const LAYER: [(LayerRole, &str, &str); 18] = [
     (LayerRole::AttnNorm, "attn_norm.weight", "input_layernorm.weight"),
     (LayerRole::AttnQ, "attn_q.weight", "self_attn.q_proj.weight"),
     (LayerRole::AttnK, "attn_k.weight", "self_attn.k_proj.weight"),
@@ -53,6 +62,10 @@ const LAYER: [(LayerRole, &str, &str); 14] = [
     (LayerRole::FfnGate, "ffn_gate.weight", "mlp.gate_proj.weight"),
     (LayerRole::FfnUp, "ffn_up.weight", "mlp.up_proj.weight"),
     (LayerRole::FfnDown, "ffn_down.weight", "mlp.down_proj.weight"),
+    (LayerRole::FfnGateInp, "ffn_gate_inp.weight", "mlp.gate.weight"),
+    (LayerRole::FfnGateExps, "ffn_gate_exps.weight", "mlp.experts.*.gate_proj.weight"),
+    (LayerRole::FfnUpExps, "ffn_up_exps.weight", "mlp.experts.*.up_proj.weight"),
+    (LayerRole::FfnDownExps, "ffn_down_exps.weight", "mlp.experts.*.down_proj.weight"),
 ];
 
 /// Role, GGUF's name, Hugging Face's name.
@@ -68,30 +81,58 @@ pub fn role_of(name: &str) -> Option<Role> {
     if let Some(row) = WHOLE.iter().find(|(_, gguf, hf)| *gguf == name || *hf == Some(name)) {
         return Some(row.0);
     }
-    let in_layer =
-        |prefix: &str, name_in: fn(&(LayerRole, &'static str, &'static str)) -> &'static str| {
-            let (layer, rest) = name.strip_prefix(prefix)?.split_once('.')?;
-            let row = LAYER.iter().find(|row| name_in(row) == rest)?;
-            Some(Role::Layer(layer.parse().ok()?, row.0))
-        };
-    in_layer("blk.", |row| row.1).or_else(|| in_layer("model.layers.", |row| row.2))
+    let in_layer = |prefix: &str| {
+        let (layer, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+        Some((layer.parse().ok()?, rest))
+    };
+    if let Some((layer, rest)) = in_layer("blk.") {
+        return LAYER.iter().find(|row| row.1 == rest).map(|row| Role::Layer(layer, row.0));
+    }
+    let (layer, rest) = in_layer("model.layers.")?;
+    LAYER.iter().find_map(|&(role, _, hf)| match hf.split_once('*') {
+        None => (hf == rest).then_some(Role::Layer(layer, role)),
+        Some((before, after)) => {
+            let expert = rest.strip_prefix(before)?.strip_suffix(after)?.parse().ok()?;
+            Some(Role::Expert(layer, role, expert))
+        }
+    })
 }
 
 impl Role {
-    /// The tensor's name in a GGUF file.
+    /// The name in a GGUF file of the tensor, or of the one that it is a part of.
     pub fn gguf_name(self) -> String {
         match self {
-            Self::Layer(layer, role) => format!("blk.{layer}.{}", role.row().1),
+            Self::Layer(layer, role) | Self::Expert(layer, role, _) => {
+                format!("blk.{layer}.{}", role.row().1)
+            }
             whole => whole.row().1.to_owned(),
         }
     }
 
-    /// The tensor's name in a Hugging Face checkpoint; GGUF's where Hugging Face has no such tensor.
+    /// The tensor's name in a Hugging Face checkpoint; GGUF's where Hugging Face has no such tensor. That of a tensor of all
+    /// experts has `*` for their number.
     pub fn hf_name(self) -> String {
         match self {
             Self::Layer(layer, role) => format!("model.layers.{layer}.{}", role.row().2),
+            Self::Expert(layer, role, expert) => {
+                let name = role.row().2.replacen('*', &expert.to_string(), 1);
+                format!("model.layers.{layer}.{name}")
+            }
             whole => whole.row().2.unwrap_or(whole.row().1).to_owned(),
         }
+    }
+
+    /// The stage whose op reads the tensor; a tied embedding is the head's too.
+    pub fn site(self) -> Option<Site> {
+        Some(match self {
+            Self::TokenEmbd => Site::whole(Stage::Embedding),
+            Self::Output => Site::whole(Stage::LmHead),
+            Self::OutputNorm => Site::whole(Stage::FinalNorm),
+            Self::RopeFreqs => return None,
+            Self::Layer(layer, role) | Self::Expert(layer, role, _) => {
+                Site::layer(layer, role.stage())
+            }
+        })
     }
 
     fn row(self) -> &'static (Role, &'static str, Option<&'static str>) {
@@ -103,6 +144,31 @@ impl LayerRole {
     /// The tensor's name in a GGUF file, after that of its layer.
     pub fn gguf_name(self) -> &'static str {
         self.row().1
+    }
+
+    /// The stage whose op reads the tensor.
+    pub fn stage(self) -> Stage {
+        match self {
+            Self::AttnNorm => Stage::AttnNorm,
+            Self::AttnQ | Self::AttnK | Self::AttnV => Stage::QkvMatmul,
+            Self::AttnQBias | Self::AttnKBias | Self::AttnVBias => Stage::QkvBias,
+            Self::AttnQNorm => Stage::QNorm,
+            Self::AttnKNorm => Stage::KNorm,
+            Self::AttnOutput => Stage::AttnOut,
+            Self::FfnNorm => Stage::FfnNorm,
+            Self::FfnGate => Stage::FfnGate,
+            Self::FfnUp => Stage::FfnUp,
+            Self::FfnDown => Stage::FfnOut,
+            Self::FfnGateInp => Stage::MoeRouter,
+            Self::FfnGateExps => Stage::MoeExpertGate,
+            Self::FfnUpExps => Stage::MoeExpertUp,
+            Self::FfnDownExps => Stage::MoeExpertOut,
+        }
+    }
+
+    /// Whether the tensor holds a matrix of each expert, `[experts, out, in]`.
+    pub fn is_of_experts(self) -> bool {
+        self.row().2.contains('*')
     }
 
     fn row(self) -> &'static (LayerRole, &'static str, &'static str) {
@@ -125,7 +191,14 @@ mod tests {
         let layers = LAYER.iter().map(|row| Role::Layer(21, row.0));
         for role in WHOLE.iter().map(|row| row.0).chain(layers) {
             assert_eq!(role_of(&role.gguf_name()), Some(role));
-            assert_eq!(role_of(&role.hf_name()), Some(role));
+            match role {
+                Role::Layer(layer, all) if all.is_of_experts() => {
+                    let one = Role::Expert(layer, all, 17);
+                    assert_eq!(role_of(&one.hf_name()), Some(one));
+                    assert_eq!(one.gguf_name(), role.gguf_name());
+                }
+                _ => assert_eq!(role_of(&role.hf_name()), Some(role)),
+            }
         }
     }
 
@@ -138,7 +211,14 @@ mod tests {
 
     #[test]
     fn foreign_names_have_no_role() {
-        for name in ["blk.x.attn_q.weight", "blk.0.ffn_gate_exps.weight", "model.layers.1", ""] {
+        for name in [
+            "blk.x.attn_q.weight",
+            "blk.0.ffn_gate_shexp.weight",
+            "model.layers.1",
+            "model.layers.1.mlp.experts.*.up_proj.weight",
+            "model.layers.1.mlp.experts.up_proj.weight",
+            "",
+        ] {
             assert_eq!(role_of(name), None, "{name}");
         }
     }

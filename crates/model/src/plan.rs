@@ -197,6 +197,26 @@ impl<B: Backend> Backend for Planner<'_, B> {
         Ok(Gated { silu: Some(()), out: () })
     }
 
+    fn top_k(&self, _: &(), _: usize) -> Result<()> {
+        self.note(Op::TopK);
+        Ok(())
+    }
+
+    fn route_weights(&self, _: &(), _: &(), _: bool) -> Result<()> {
+        self.note(Op::RouteWeights);
+        Ok(())
+    }
+
+    fn expert_linear(&self, _: &(), w: &B::Weight, _: usize, _: &()) -> Result<()> {
+        self.note(Op::ExpertLinear(w));
+        Ok(())
+    }
+
+    fn weighted_sum(&self, _: &(), _: &()) -> Result<()> {
+        self.note(Op::WeightedSum);
+        Ok(())
+    }
+
     fn add(&self, _: &(), _: &()) -> Result<()> {
         self.note(Op::Add);
         Ok(())

@@ -50,7 +50,23 @@ pub enum Stage {
     FfnSilu,
     /// SiLU of the gate times up, `[n, ffn]`. The odd spelling `ffn_swigl` is the established name on disk.
     FfnSwigl,
-    /// Down projection, `[n, hidden]`.
+    /// The router's logits, `[n, experts]`. The stages of a mixture of experts stand in place of the four before.
+    MoeRouter,
+    /// The ids of the chosen experts, `[n, k]`, largest probability first.
+    MoeRouterIndices,
+    /// Their weights in the sum, `[n, k]`: probabilities, divided by their sum where the config says so.
+    MoeRouterWeights,
+    /// Gate projections by the chosen experts, `[n, k, moe_ffn]`, in the order of the indices, as all that follow.
+    MoeExpertGate,
+    /// Up projections, `[n, k, moe_ffn]`.
+    MoeExpertUp,
+    /// SiLU of the gates, `[n, k, moe_ffn]`.
+    MoeExpertSilu,
+    /// SiLU of the gates times up, `[n, k, moe_ffn]`.
+    MoeExpertSwigl,
+    /// Down projections, `[n, k, hidden]`, before the weights.
+    MoeExpertOut,
+    /// Down projection, or the weighted sum of the experts' results, `[n, hidden]`.
     FfnOut,
     /// The residual stream after the layer, `[n, hidden]`.
     PostFfnResidual,
@@ -69,6 +85,10 @@ pub enum Axes {
     RowHeadChannel,
     /// `[head, row, key]`.
     HeadRowKey,
+    /// `[row, slot]`, slot `i` being the `i`-th of a row's chosen experts.
+    RowSlot,
+    /// `[row, slot, channel]`.
+    RowSlotChannel,
 }
 
 impl Axes {
@@ -78,14 +98,16 @@ impl Axes {
             Self::RowChannel => &["row", "channel"],
             Self::RowHeadChannel => &["row", "head", "channel"],
             Self::HeadRowKey => &["head", "row", "key"],
+            Self::RowSlot => &["row", "slot"],
+            Self::RowSlotChannel => &["row", "slot", "channel"],
         }
     }
 
     /// Which axis counts token positions.
     pub fn row_axis(self) -> usize {
         match self {
-            Self::RowChannel | Self::RowHeadChannel => 0,
             Self::HeadRowKey => 1,
+            _ => 0,
         }
     }
 }
@@ -102,7 +124,7 @@ const fn row(stage: Stage, name: &'static str, aliases: &'static [&'static str])
     StageRow { stage, name, aliases, whole_model: false, axes: Axes::RowChannel }
 }
 
-const TABLE: [StageRow; 22] = [
+const TABLE: [StageRow; 30] = [
     StageRow { whole_model: true, ..row(Stage::Embedding, "embedding", &[]) },
     row(Stage::AttnNorm, "attn_norm", &[]),
     row(Stage::QkvMatmul, "qkv_matmul", &[]),
@@ -121,7 +143,18 @@ const TABLE: [StageRow; 22] = [
     row(Stage::FfnUp, "ffn_up", &[]),
     row(Stage::FfnSilu, "ffn_silu", &[]),
     row(Stage::FfnSwigl, "ffn_swigl", &["ffn_swiglu"]),
-    row(Stage::FfnOut, "ffn_out", &[]),
+    row(Stage::MoeRouter, "moe_router", &[]),
+    StageRow { axes: Axes::RowSlot, ..row(Stage::MoeRouterIndices, "moe_router_indices", &[]) },
+    StageRow { axes: Axes::RowSlot, ..row(Stage::MoeRouterWeights, "moe_router_weights", &[]) },
+    StageRow { axes: Axes::RowSlotChannel, ..row(Stage::MoeExpertGate, "moe_expert_gate", &[]) },
+    StageRow { axes: Axes::RowSlotChannel, ..row(Stage::MoeExpertUp, "moe_expert_up", &[]) },
+    StageRow { axes: Axes::RowSlotChannel, ..row(Stage::MoeExpertSilu, "moe_expert_silu", &[]) },
+    StageRow {
+        axes: Axes::RowSlotChannel,
+        ..row(Stage::MoeExpertSwigl, "moe_expert_swigl", &["moe_expert_swiglu"])
+    },
+    StageRow { axes: Axes::RowSlotChannel, ..row(Stage::MoeExpertOut, "moe_expert_out", &[]) },
+    row(Stage::FfnOut, "ffn_out", &["moe_ffn_out"]),
     row(Stage::PostFfnResidual, "post_ffn_residual", &["layer_output"]),
     StageRow { whole_model: true, ..row(Stage::FinalNorm, "final_norm", &[]) },
     StageRow { whole_model: true, ..row(Stage::LmHead, "lm_head", &["logits"]) },
@@ -150,6 +183,19 @@ impl Stage {
     /// Whether the stage occurs once per model rather than once per layer.
     pub fn is_whole_model(self) -> bool {
         self.row().whole_model
+    }
+
+    /// Whether only layers with experts have this stage, or only those without; `None` if all have it.
+    pub fn of_experts(self) -> Option<bool> {
+        match self {
+            Self::FfnGate | Self::FfnUp | Self::FfnSilu | Self::FfnSwigl => Some(false),
+            _ => (Self::MoeRouter..=Self::MoeExpertOut).contains(&self).then_some(true),
+        }
+    }
+
+    /// Whether the values are ids, which are equal or not, and never close.
+    pub fn holds_ids(self) -> bool {
+        self == Self::MoeRouterIndices
     }
 
     /// What the stage's axes mean.

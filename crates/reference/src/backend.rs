@@ -7,9 +7,9 @@ use apr_tensor::{DType, Stored, activation::ActivationType};
 use rayon::prelude::*;
 
 use crate::{
-    Arithmetic, Operand, Real, Tensor,
+    Arithmetic, Operand, Real, Tensor, by_expert, expert, gather,
     linear::{Rounded, dot},
-    products,
+    products, scatter,
 };
 
 /// The reference backend in `F`, computing as `Arithmetic` declares.
@@ -230,6 +230,70 @@ impl<F: Real> Backend for Reference<F> {
         Ok(Gated { silu: spilled, out })
     }
 
+    fn top_k(&self, x: &Tensor<F>, k: usize) -> Result<Tensor<F>> {
+        let order = |x: F| if x.wide().is_nan() { f64::NEG_INFINITY } else { x.wide() };
+        let mut data = Vec::with_capacity(x.shape[0] * k);
+        for row in x.rows() {
+            let mut ids: Vec<usize> = (0..row.len()).collect();
+            // Stable: of equal ones the first stays first.
+            ids.sort_by(|&a, &b| order(row[b]).total_cmp(&order(row[a])));
+            data.extend(ids[..k].iter().map(|&id| F::of(id as f64)));
+        }
+        Ok(Tensor { shape: vec![x.shape[0], k], data })
+    }
+
+    fn route_weights(
+        &self,
+        logits: &Tensor<F>,
+        ids: &Tensor<F>,
+        normalize: bool,
+    ) -> Result<Tensor<F>> {
+        let mut data = Vec::with_capacity(ids.data.len());
+        for (logits, ids) in logits.rows().zip(ids.rows()) {
+            let max = logits.iter().copied().fold(logits[0], |m, x| if x > m { x } else { m });
+            let powers: Vec<F> = logits.iter().map(|&x| (x - max).exp()).collect();
+            let chosen = ids.iter().map(|&id| powers[id.wide() as usize]);
+            let sum: F = match normalize {
+                true => chosen.clone().sum(),
+                false => powers.iter().copied().sum(),
+            };
+            data.extend(chosen.map(|power| power / sum));
+        }
+        Ok(Tensor { shape: ids.shape.clone(), data })
+    }
+
+    fn expert_linear(
+        &self,
+        x: &Tensor<F>,
+        w: &Vec<Stored>,
+        experts: usize,
+        ids: &Tensor<F>,
+    ) -> Result<Tensor<F>> {
+        let [n, k] = ids.shape[..] else { panic!("ids are of rows and slots") };
+        let width = w.iter().map(|part| part.shape().rows()).sum::<usize>() / experts;
+        let mut out = Tensor::zeros([n, k, width]);
+        for (id, rows) in by_expert(ids) {
+            let data = gather(&x.data, &x.shape, k, &rows);
+            let x = Tensor { shape: vec![rows.len(), x.cols()], data };
+            let y = self.linear(&x, &expert(w, experts, id))?;
+            scatter(&y.data, width, &rows, &mut out.data);
+        }
+        Ok(out)
+    }
+
+    fn weighted_sum(&self, x: &Tensor<F>, weights: &Tensor<F>) -> Result<Tensor<F>> {
+        let [n, k, width] = x.shape[..] else { panic!("rows have slots") };
+        let mut out = Tensor::zeros([n, width]);
+        for (i, out) in out.data.chunks_exact_mut(width).enumerate() {
+            for slot in i * k..(i + 1) * k {
+                let weight = weights.data[slot];
+                let x = &x.data[slot * width..][..width];
+                out.iter_mut().zip(x).for_each(|(out, &x)| *out = *out + weight * x);
+            }
+        }
+        Ok(out)
+    }
+
     fn add(&self, x: &Tensor<F>, y: &Tensor<F>) -> Result<Tensor<F>> {
         Ok(x.zip(y, |x, y| x + y))
     }
@@ -254,12 +318,11 @@ impl<F: Real> Backend for Reference<F> {
 
     fn kernel(&self, op: Op<'_, Vec<Stored>>) -> Kernel {
         let plain = F::DTYPE.name().to_owned();
-        let parts: &[Stored] = match op {
-            Op::Embed(w) | Op::Linear(w) => w,
-            _ => &[],
-        };
+        let parts: &[Stored] = op.weight().map_or(&[], |parts| parts);
         let activations = match op {
-            Op::Linear(w) => w.iter().map(|part| self.activation_name(part.dtype())).collect(),
+            Op::Linear(w) | Op::ExpertLinear(w) => {
+                w.iter().map(|part| self.activation_name(part.dtype())).collect()
+            }
             Op::Attention if self.arithmetic.queries != ActivationType::F32 => {
                 vec![self.arithmetic.queries.name().to_owned()]
             }

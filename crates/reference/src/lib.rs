@@ -8,12 +8,14 @@
 
 mod arithmetic;
 mod backend;
+mod experts;
 mod linear;
 mod real;
 mod tensor;
 
 pub use arithmetic::{Activations, Arithmetic};
 pub use backend::{Kv, Reference};
+pub use experts::{by_expert, expert, gather, scatter};
 pub use linear::{Operand, dot, products};
 pub use real::Real;
 pub use tensor::Tensor;

@@ -34,6 +34,9 @@ fn apr_metadata(config: &Map) -> Map {
     for key in ["hidden_size", "vocab_size", "intermediate_size", "head_dim", "rms_norm_eps"] {
         take(key, key);
     }
+    for key in ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"] {
+        take(key, key);
+    }
     take("max_position_embeddings", "max_position_embeddings");
     take("model_type", "architecture");
     take("num_hidden_layers", "num_layers");
@@ -97,6 +100,21 @@ fn refusal(name: &str, alter: impl FnOnce(&mut Draft)) -> String {
 }
 
 #[test]
+fn an_expert_too_few_or_too_many_is_refused_by_its_name() {
+    let weights = open("tiny/qwen3-moe");
+    let name = |expert: usize| format!("model.layers.1.mlp.experts.{expert}.up_proj.weight");
+    let mut draft = Draft::of(&weights);
+    draft.metadata = Draft::of(&open("tiny/qwen3-moe/qwen3-moe-F16.gguf")).metadata.clone();
+    let stored = draft.remove_tensor(&name(5)).unwrap();
+    let message = load(&draft.gguf()).err().expect("one is missing").to_string();
+    let words = ["`blk.1.ffn_up_exps.weight` or `", &name(5), "is missing"];
+    assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    draft.tensors.extend([(name(5), stored.clone()), (name(8), stored)]);
+    let message = load(&draft.gguf()).err().expect("one is of no use").to_string();
+    assert!(message.contains(&name(8)), "{message}");
+}
+
+#[test]
 fn metadata_that_would_change_the_numbers_is_refused_by_key() {
     let cases: [(&str, Value, &str); 13] = [
         ("general.architecture", Value::from("gpt9"), "`gpt9` is not supported; supported: qwen2"),
@@ -122,6 +140,20 @@ fn metadata_that_would_change_the_numbers_is_refused_by_key() {
             draft.metadata.insert(key, value);
         });
         assert!(message.contains(expected) && message.contains("draft.gguf"), "{key}: {message}");
+    }
+    for (key, value, expected) in [
+        ("qwen3moe.expert_used_count", 9u64, "there are 8 experts"),
+        ("qwen3moe.expert_count", 0, "at least 1"),
+        ("qwen3moe.expert_shared_count", 1, "expert_shared_count"),
+        ("qwen3moe.expert_gating_func", 2, "expert_gating_func"),
+        // The tensors have as many as they have.
+        ("qwen3moe.expert_count", 7, "`blk.0.ffn_gate_inp.weight` has shape"),
+        ("qwen3moe.expert_feed_forward_length", 16, "`blk.0.ffn_gate_exps.weight` has shape"),
+    ] {
+        let message = refusal("qwen3-moe", |draft| {
+            draft.metadata.insert(key, value);
+        });
+        assert!(message.contains(expected), "{key}: {message}");
     }
     let message = refusal("llama3-rope", |draft| {
         draft.metadata.insert("llama.rope.scaling.type", "linear");

@@ -8,7 +8,7 @@ use std::path::Path;
 use apr_capture::Capture;
 use apr_diff::{CheckpointComparison, Options, TensorComparison, compare};
 use apr_format::Checkpoint;
-use apr_model::{LayerRole, Role, Site, Stage, head_rows, read_config};
+use apr_model::{Role, Site, Stage, head_rows, read_config};
 use serde::Serialize;
 
 use super::Parts;
@@ -114,27 +114,6 @@ impl Case<'_> {
 
 /// How much the weights change the stage that the tensor of `role` is used in.
 fn change(role: Role, parts: &[Parts]) -> Option<f64> {
-    let site = match role {
-        Role::TokenEmbd => Site::whole(Stage::Embedding),
-        Role::Output => Site::whole(Stage::LmHead),
-        Role::OutputNorm => Site::whole(Stage::FinalNorm),
-        Role::RopeFreqs => return None,
-        Role::Layer(layer, role) => {
-            use LayerRole::*;
-            let stage = match role {
-                AttnQ | AttnK | AttnV => Stage::QkvMatmul,
-                AttnQBias | AttnKBias | AttnVBias => Stage::QkvBias,
-                AttnNorm => Stage::AttnNorm,
-                AttnQNorm => Stage::QNorm,
-                AttnKNorm => Stage::KNorm,
-                AttnOutput => Stage::AttnOut,
-                FfnNorm => Stage::FfnNorm,
-                FfnGate => Stage::FfnGate,
-                FfnUp => Stage::FfnUp,
-                FfnDown => Stage::FfnOut,
-            };
-            Site::layer(layer, stage)
-        }
-    };
+    let site = role.site()?;
     parts.iter().find(|part| part.site == site)?.weights
 }

@@ -12,7 +12,7 @@ use std::{
 
 use apr_capture::{Capture, Dims};
 use apr_model::{
-    AttentionInner, Axes, Backend, Config, Inner, KvShape, Model, Site, Stage, Stage::*,
+    AttentionInner, Axes, Backend, Config, Inner, KvShape, Model, MoeConfig, Site, Stage, Stage::*,
 };
 use apr_reference::Tensor as Plain;
 
@@ -346,8 +346,24 @@ impl<'a> Case<'a> {
                 let tokens: Vec<u32> = self.rows.iter().map(|&p| self.evidence.tokens[p]).collect();
                 twin.embed(model.weight(site).expect("models have a table"), &tokens)?
             }
-            QkvMatmul | AttnOut | FfnGate | FfnUp | FfnOut | LmHead => {
+            FfnOut if self.experts(site).is_some() => {
+                twin.weighted_sum(&input(from[0])?, &input(from[1])?)?
+            }
+            QkvMatmul | AttnOut | FfnGate | FfnUp | FfnOut | MoeRouter | LmHead => {
                 twin.linear(&input(from[0])?, &self.weight(site)?)?
+            }
+            MoeRouterIndices => {
+                let k = self.experts(site).map_or(0, |moe| moe.num_experts_per_tok);
+                twin.top_k(&input(from[0])?, k)?
+            }
+            MoeRouterWeights => {
+                let normalize = self.experts(site).is_some_and(|moe| moe.norm_topk_prob);
+                twin.route_weights(&input(from[0])?, &input(from[1])?, normalize)?
+            }
+            MoeExpertGate | MoeExpertUp | MoeExpertOut => {
+                let experts = self.experts(site).map_or(0, |moe| moe.num_experts);
+                let (x, ids) = (input(from[0])?, input(from[1])?);
+                twin.expert_linear(&x, &self.weight(site)?, experts, &ids)?
             }
             QkvBias => {
                 let x = input(from[0])?;
@@ -388,17 +404,22 @@ impl<'a> Case<'a> {
                 self.attention(&q, &k, &v, self.scale(), inner)?.out
             }
             PostAttnResidual | PostFfnResidual => twin.add(&input(from[0])?, &input(from[1])?)?,
-            FfnSilu => {
+            FfnSilu | MoeExpertSilu => {
                 let gate = input(from[0])?;
                 let gated = twin.swiglu(&gate, &gate, Inner::default())?;
                 gated.silu.expect("the twin spills")
             }
-            FfnSwigl => {
+            FfnSwigl | MoeExpertSwigl => {
                 let (silu, up) = (input(from[0])?, input(from[1])?);
                 // What the gate is does not matter once its SiLU is given.
                 twin.swiglu(&silu, &up, Inner { spill: false, replace: Some(silu.clone()) })?.out
             }
         })
+    }
+
+    /// The experts of the layer of `site`.
+    fn experts(&self, site: Site) -> Option<&MoeConfig> {
+        self.config().experts_of(site.layer? as usize)
     }
 
     /// `1 / sqrt(head_dim)`.

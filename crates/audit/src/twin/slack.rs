@@ -405,6 +405,62 @@ pub(crate) fn silu(
     x.data.iter().enumerate().map(own).collect()
 }
 
+/// The softmax of the chosen logits, over all or over the chosen ones only.
+pub(crate) fn route_weights(
+    units: &Units,
+    logits: &Tensor<f64>,
+    before: Option<&[f32]>,
+    ids: &Tensor<f64>,
+    normalize: bool,
+    y: &Tensor<f64>,
+) -> Vec<f32> {
+    let (experts, k) = (logits.cols(), ids.cols());
+    let mut slack = Vec::with_capacity(y.data.len());
+    for (row, (x, ids)) in logits.rows().zip(ids.rows()).enumerate() {
+        let off = |id: usize| at(before, row * experts + id);
+        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let powers: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
+        let chosen = ids.iter().map(|&id| id as usize);
+        let summed: Vec<usize> =
+            if normalize { chosen.clone().collect() } else { (0..experts).collect() };
+        let sum: f64 = summed.iter().map(|&id| powers[id]).sum();
+        let shared: f64 = summed.iter().map(|&id| (powers[id] / sum * off(id)).powi(2)).sum();
+        for (slot, id) in chosen.enumerate() {
+            let y = y.data[row * k + slot];
+            // As in attention; dividing by the sum of the chosen ones rounds twice more.
+            let own = F32 * (10.0 + (x[id] - max).abs() + (experts as f64).sqrt());
+            let moved = squares([off(id)]) + shared;
+            slack.push(root(y * y * (own * own + moved) + units.kept(3.0, y).powi(2)));
+        }
+    }
+    slack
+}
+
+/// The sum over the slots of `x`, each times its weight.
+pub(crate) fn weighted_sum(
+    units: &Units,
+    [x, weights]: [&Tensor<f64>; 2],
+    [x_slack, w_slack]: [Option<&[f32]>; 2],
+    y: &Tensor<f64>,
+) -> Vec<f32> {
+    let (k, width) = (weights.cols(), x.cols());
+    let walk = F32 * (k as f64).sqrt();
+    let mut slack = Vec::with_capacity(y.data.len());
+    for (i, &y) in y.data.iter().enumerate() {
+        let (row, column) = (i / width, i % width);
+        let (mut products, mut moved) = (0.0, 0.0);
+        for slot in row * k..(row + 1) * k {
+            let (x, w) = (x.data[slot * width + column], weights.data[slot]);
+            products += (x * w).powi(2);
+            moved += squares([w * at(x_slack, slot * width + column), x * at(w_slack, slot)]);
+        }
+        // Each product is rounded by itself, and then each sum.
+        let own = walk * (2.0 * products.sqrt() + y.abs());
+        slack.push(root(squares([own, units.kept(1.0, y)]) + moved));
+    }
+    slack
+}
+
 /// What the inner values of attention are computed from.
 #[derive(Debug)]
 pub(crate) struct Attention<'a> {

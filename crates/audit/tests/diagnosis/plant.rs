@@ -57,7 +57,8 @@ struct Planted<'m> {
 }
 
 fn is_inner(site: Site) -> bool {
-    matches!(site.stage, Stage::AttnScores | Stage::AttnSoftmax | Stage::FfnSilu)
+    use Stage::*;
+    matches!(site.stage, AttnScores | AttnSoftmax | FfnSilu | MoeExpertSilu)
 }
 
 impl Observer for Planted<'_> {

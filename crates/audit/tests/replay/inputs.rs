@@ -36,7 +36,12 @@ impl Observer for Moved<'_> {
         let mut value = self.recorded.get(0, site).tensor.clone();
         if site == self.moved {
             // Softmax weights stay positive, and no two rows move alike.
-            let moved = |(i, x): (usize, &mut f64)| *x = *x * 1.25 + 0.01 * (i % 7) as f64;
+            // Ids become others of the 8 that there are, and logits choose others.
+            let moved = |(i, x): (usize, &mut f64)| match site.stage {
+                Stage::MoeRouterIndices => *x = 7.0 - *x,
+                Stage::MoeRouter => *x = -*x,
+                _ => *x = *x * 1.25 + 0.01 * (i % 7) as f64,
+            };
             value.values.iter_mut().enumerate().for_each(moved);
         }
         Ok(Some(value))

@@ -20,6 +20,7 @@ pub(crate) fn dims() -> Dims {
         vocab_size: 16,
         attention_bias: true,
         qk_norm: false,
+        moe: None,
     }
 }
 

@@ -249,6 +249,33 @@ impl Backend for Spoilt {
         self.cpu.swiglu(gate, up, silu)
     }
 
+    fn top_k(&self, x: &Self::Tensor, k: usize) -> Result<Self::Tensor> {
+        self.cpu.top_k(x, k)
+    }
+
+    fn route_weights(
+        &self,
+        logits: &Self::Tensor,
+        ids: &Self::Tensor,
+        normalize: bool,
+    ) -> Result<Self::Tensor> {
+        self.cpu.route_weights(logits, ids, normalize)
+    }
+
+    fn expert_linear(
+        &self,
+        x: &Self::Tensor,
+        w: &Weight,
+        experts: usize,
+        ids: &Self::Tensor,
+    ) -> Result<Self::Tensor> {
+        self.cpu.expert_linear(x, &w.1, experts, ids)
+    }
+
+    fn weighted_sum(&self, x: &Self::Tensor, weights: &Self::Tensor) -> Result<Self::Tensor> {
+        self.cpu.weighted_sum(x, weights)
+    }
+
     fn add(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor> {
         self.cpu.add(x, y)
     }
@@ -272,17 +299,7 @@ impl Backend for Spoilt {
     fn kernel(&self, op: Op<'_, Weight>) -> Kernel {
         let is_other = self.mischief == Mischief::PlanOfThree && self.info().threads == 3;
         let is_spoilt = is_other && matches!(op, Op::Swiglu);
-        let mut kernel = match op {
-            Op::Embed(w) => self.cpu.kernel(Op::Embed(&w.1)),
-            Op::Linear(w) => self.cpu.kernel(Op::Linear(&w.1)),
-            Op::AddBias => self.cpu.kernel(Op::AddBias),
-            Op::RmsNorm => self.cpu.kernel(Op::RmsNorm),
-            Op::Rope => self.cpu.kernel(Op::Rope),
-            Op::KvAppend => self.cpu.kernel(Op::KvAppend),
-            Op::Attention => self.cpu.kernel(Op::Attention),
-            Op::Swiglu => self.cpu.kernel(Op::Swiglu),
-            Op::Add => self.cpu.kernel(Op::Add),
-        };
+        let mut kernel = self.cpu.kernel(op.with_weight(|w| &w.1));
         if is_spoilt {
             kernel.kernel = "swiglu_by_three".to_owned();
         }

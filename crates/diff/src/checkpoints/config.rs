@@ -90,6 +90,7 @@ fn differences(a: Declared<'_>, b: Declared<'_>) -> Vec<ConfigDifference> {
         attention_bias: _,
         qk_norm: _,
         tie_word_embeddings: _,
+        moe: _,
     } = config_a;
     let mut found = Vec::new();
     let mut note = |key, same: bool, a: &dyn Display, b: &dyn Display| {
@@ -212,6 +213,7 @@ mod tests {
             rotary_dim: 16,
             attention_bias: false,
             qk_norm: false,
+            moe: None,
             tie_word_embeddings: false,
         }
     }
@@ -231,6 +233,7 @@ mod tests {
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.0,
             qk_norm: true,
+            moe: None,
             ..config()
         };
         let expected = [

@@ -19,6 +19,9 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 64;
 const FFN: usize = 512;
+const EXPERTS: usize = 8;
+const EXPERTS_PER_TOK: usize = 3;
+const MOE_FFN: usize = 256;
 const VOCAB: usize = 512;
 const PROMPT: usize = 26;
 
@@ -68,7 +71,7 @@ pub(super) fn model(
                 push(role, f32_tensor(&[width], &values)?);
             }
         }
-        if architecture == Architecture::Qwen3 {
+        if architecture.has_qk_norm() {
             for role in [AttnQNorm, AttnKNorm] {
                 let values: Vec<f32> = (0..HEAD_DIM).map(|_| 0.5 + 1.5 * rng.uniform()).collect();
                 push(role, f32_tensor(&[HEAD_DIM], &values)?);
@@ -76,6 +79,20 @@ pub(super) fn model(
         }
         push(AttnOutput, matrix(&mut rng, low, HIDDEN, q, into(q), one)?);
         push(FfnNorm, norm(&mut rng, layer > 0)?);
+        if architecture == Architecture::Qwen3Moe {
+            let mut experts =
+                |role, dtype, rows: usize, cols, std, row_scale: &dyn Fn(usize) -> f32| {
+                    let scale = |row: usize| row_scale(row % rows);
+                    let all = matrix(&mut rng, dtype, EXPERTS * rows, cols, std, scale)?;
+                    push(role, all.with_shape([EXPERTS, rows, cols])?);
+                    Ok::<(), crate::Error>(())
+                };
+            experts(FfnGateExps, low, MOE_FFN, HIDDEN, 1.5 * into(HIDDEN), &one)?;
+            experts(FfnUpExps, low, MOE_FFN, HIDDEN, into(HIDDEN), &one)?;
+            experts(FfnDownExps, high, HIDDEN, MOE_FFN, 2.0 * into(MOE_FFN), &massive)?;
+            push(FfnGateInp, matrix(&mut rng, DType::F32, EXPERTS, HIDDEN, into(HIDDEN), one)?);
+            continue;
+        }
         push(FfnGate, matrix(&mut rng, low, FFN, HIDDEN, 1.5 * into(HIDDEN), one)?);
         push(FfnUp, matrix(&mut rng, low, FFN, HIDDEN, into(HIDDEN), one)?);
         push(FfnDown, matrix(&mut rng, high, HIDDEN, FFN, into(FFN), massive)?);
@@ -93,10 +110,11 @@ pub(super) fn model(
 
 fn metadata(architecture: Architecture) -> Map {
     let mut map = Map::default();
-    map.insert("general.architecture", architecture.name());
+    let key = |suffix: &str| format!("{}.{suffix}", architecture.gguf_name());
+    map.insert("general.architecture", architecture.gguf_name());
     map.insert("general.name", "random");
     let mut set = |suffix: &str, n: usize| {
-        map.insert(format!("{architecture}.{suffix}"), n as u64);
+        map.insert(key(suffix), n as u64);
     };
     set("block_count", LAYERS);
     set("context_length", 256);
@@ -107,12 +125,17 @@ fn metadata(architecture: Architecture) -> Map {
     set("attention.key_length", HEAD_DIM);
     set("attention.value_length", HEAD_DIM);
     set("rope.dimension_count", HEAD_DIM);
+    if architecture == Architecture::Qwen3Moe {
+        set("expert_count", EXPERTS);
+        set("expert_used_count", EXPERTS_PER_TOK);
+        set("expert_feed_forward_length", MOE_FFN);
+    }
     let (theta, eps) = match architecture {
-        Architecture::Qwen2 | Architecture::Qwen3 => (1_000_000.0f32, 1e-6f32),
-        Architecture::Llama => (500_000.0, 1e-5),
+        Architecture::Llama => (500_000.0f32, 1e-5f32),
+        _ => (1_000_000.0, 1e-6),
     };
-    map.insert(format!("{architecture}.rope.freq_base"), theta);
-    map.insert(format!("{architecture}.attention.layer_norm_rms_epsilon"), eps);
+    map.insert(key("rope.freq_base"), theta);
+    map.insert(key("attention.layer_norm_rms_epsilon"), eps);
     map
 }
 

@@ -10,7 +10,9 @@ mod keys;
 
 use apr_format::{Checkpoint, Container};
 
-use crate::{Architecture, Config, Result, RopeScaling, names::Role, rope::Llama3Scaling};
+use crate::{
+    Architecture, Config, MoeConfig, Result, RopeScaling, names::Role, rope::Llama3Scaling,
+};
 use keys::Keys;
 
 /// In which order the rows of a head of `q_proj` and `k_proj` are stored.
@@ -80,6 +82,7 @@ struct Spelling {
     rms_norm_eps: String,
     rope_theta: String,
     factor: String,
+    experts_per_tok: String,
 }
 
 impl Spelling {
@@ -91,18 +94,20 @@ impl Spelling {
             rms_norm_eps: "rms_norm_eps".to_owned(),
             rope_theta: "rope_theta".to_owned(),
             factor: "rope_scaling.factor".to_owned(),
+            experts_per_tok: "num_experts_per_tok".to_owned(),
         }
     }
 
     /// GGUF's.
     fn gguf(architecture: Architecture) -> Self {
-        let key = |suffix: &str| format!("{architecture}.{suffix}");
+        let key = |suffix: &str| format!("{}.{suffix}", architecture.gguf_name());
         Self {
             kv_heads: key("attention.head_count_kv"),
             rotary_dim: key("rope.dimension_count"),
             rms_norm_eps: key("attention.layer_norm_rms_epsilon"),
             rope_theta: key("rope.freq_base"),
             factor: key("rope.scaling.factor"),
+            experts_per_tok: key("expert_used_count"),
         }
     }
 }
@@ -118,6 +123,12 @@ fn consistent(keys: &Keys<'_>, spelling: &Spelling, config: Config) -> Result<Co
     if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
         let supported = format!("an even number from 2 to head_dim = {head_dim} is needed");
         return Err(keys.unsupported(&spelling.rotary_dim, rotary_dim, supported));
+    }
+    if let Some(MoeConfig { num_experts, num_experts_per_tok, .. }) = config.moe
+        && num_experts_per_tok > num_experts
+    {
+        let supported = format!("there are {num_experts} experts");
+        return Err(keys.unsupported(&spelling.experts_per_tok, num_experts_per_tok, supported));
     }
     if !(config.rms_norm_eps.is_finite() && config.rms_norm_eps >= 0.0) {
         return Err(keys.unsupported(

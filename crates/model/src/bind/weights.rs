@@ -8,7 +8,7 @@ use apr_tensor::{Shape, Stored};
 use super::config::{HeadRows, head_rows, read_config};
 use crate::{
     Architecture, Backend, Config, Error, LayerRole, Result, RopeScaling,
-    decoder::{Decoder, Layer},
+    decoder::{Decoder, Ffn, Layer},
     names::{Role, role_of},
 };
 
@@ -75,9 +75,31 @@ pub(crate) fn bind<B: Backend>(
             k_norm,
             attn_output: take(LayerRole::AttnOutput, &[hidden, q_dim])?.weight(backend)?,
             ffn_norm: take(LayerRole::FfnNorm, &[hidden])?.vector(backend)?,
-            ffn_gate: take(LayerRole::FfnGate, &[ffn, hidden])?.weight(backend)?,
-            ffn_up: take(LayerRole::FfnUp, &[ffn, hidden])?.weight(backend)?,
-            ffn_down: take(LayerRole::FfnDown, &[hidden, ffn])?.weight(backend)?,
+            ffn: match config.experts_of(index) {
+                None => Ffn::Dense {
+                    gate: take(LayerRole::FfnGate, &[ffn, hidden])?.weight(backend)?,
+                    up: take(LayerRole::FfnUp, &[ffn, hidden])?.weight(backend)?,
+                    down: take(LayerRole::FfnDown, &[hidden, ffn])?.weight(backend)?,
+                },
+                Some(moe) => {
+                    let (experts, moe_ffn) = (moe.num_experts, moe.moe_intermediate_size);
+                    let router =
+                        take(LayerRole::FfnGateInp, &[experts, hidden])?.weight(backend)?;
+                    let mut stacked = |role, shape| {
+                        Named::joined_weight(
+                            backend,
+                            &tensors.take_experts(index, role, experts, shape)?,
+                        )
+                    };
+                    Ffn::Moe {
+                        config: moe.clone(),
+                        router,
+                        gate: stacked(LayerRole::FfnGateExps, [moe_ffn, hidden])?,
+                        up: stacked(LayerRole::FfnUpExps, [moe_ffn, hidden])?,
+                        down: stacked(LayerRole::FfnDownExps, [hidden, moe_ffn])?,
+                    }
+                }
+            },
         });
     }
     let norm = tensors.take(Role::OutputNorm, [hidden])?.vector(backend)?;
@@ -239,6 +261,21 @@ impl<'c> Tensors<'c> {
         }
         let stored = self.head_rows.to_halves(role, stored, self.head_dim)?;
         Ok(Some(Named { file, name, stored }))
+    }
+
+    /// The matrices of all experts, one below the other: the tensor that holds all of them, or one of each.
+    fn take_experts(
+        &mut self,
+        layer: usize,
+        role: LayerRole,
+        experts: usize,
+        [out, cols]: [usize; 2],
+    ) -> Result<Vec<Named>> {
+        if let Some(mut all) = self.take_if_there(Role::Layer(layer, role), [experts, out, cols])? {
+            all.stored = all.stored.with_shape([experts * out, cols])?;
+            return Ok(vec![all]);
+        }
+        (0..experts).map(|e| self.take(Role::Expert(layer, role, e), [out, cols])).collect()
     }
 
     fn all_used(self, architecture: Architecture) -> Result<()> {

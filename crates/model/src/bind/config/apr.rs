@@ -4,7 +4,7 @@ use apr_format::Checkpoint;
 
 use super::{
     Spelling, consistent,
-    hugging_face::{refuse_what_changes_numbers, rope_scaling},
+    hugging_face::{moe, refuse_what_changes_numbers, rope_scaling},
     keys::Keys,
     rows_of,
 };
@@ -23,12 +23,8 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
     let name = named.strip_suffix("ForCausalLM").unwrap_or(named).to_ascii_lowercase();
     let architecture = keys.architecture(&name)?;
     refuse_what_changes_numbers(&keys)?;
-    if keys.optional_count("num_experts")?.is_some_and(|n| n > 0) {
-        return Err(keys.unsupported(
-            "num_experts",
-            "set",
-            "mixtures of experts are not supported",
-        ));
+    if architecture != Architecture::Qwen3Moe {
+        keys.refuse_unless("num_experts", 0.0)?;
     }
     let hidden_size = keys.count("hidden_size")?;
     let num_attention_heads = keys.any_count(&["num_heads", "num_attention_heads"])?;
@@ -56,8 +52,12 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
         rope_scaling: rope_scaling(&keys)?,
         rotary_dim: head_dim,
         attention_bias: rows_of(checkpoint, Role::Layer(0, LayerRole::AttnQBias)).is_some(),
-        qk_norm: architecture == Architecture::Qwen3,
+        qk_norm: architecture.has_qk_norm(),
         tie_word_embeddings: rows_of(checkpoint, Role::Output).is_none(),
+        moe: match architecture {
+            Architecture::Qwen3Moe => Some(moe(&keys)?),
+            _ => None,
+        },
     };
     consistent(&keys, &Spelling::hugging_face(), config)
 }

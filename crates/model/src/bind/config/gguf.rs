@@ -3,12 +3,12 @@
 use apr_format::Checkpoint;
 
 use super::{Spelling, consistent, keys::Keys, rows_of};
-use crate::{Architecture, Config, LayerRole, Result, RopeScaling, names::Role};
+use crate::{Architecture, Config, LayerRole, MoeConfig, Result, RopeScaling, names::Role};
 
 pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
     let keys = Keys::of(checkpoint);
     let architecture = keys.architecture(keys.str("general.architecture")?)?;
-    let key = |suffix: &str| format!("{architecture}.{suffix}");
+    let key = |suffix: &str| format!("{}.{suffix}", architecture.gguf_name());
     let count = |suffix: &str| keys.count(&key(suffix));
     let hidden_size = count("embedding_length")?;
     let num_attention_heads = count("attention.head_count")?;
@@ -27,7 +27,6 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
         ("attention.clamp_kqv", 0.0),
         ("attention.max_alibi_bias", 0.0),
         ("attention.scale", 0.0),
-        ("expert_count", 0.0),
         ("logit_scale", 1.0),
         ("residual_scale", 1.0),
         ("embedding_scale", 1.0),
@@ -38,6 +37,13 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
         keys.refuse_unless(&key(suffix), neutral)?;
     }
     keys.refuse_if(&key("attention.causal"), false)?;
+    let moe = match architecture {
+        Architecture::Qwen3Moe => Some(moe(&keys, &key)?),
+        _ => {
+            keys.refuse_unless(&key("expert_count"), 0.0)?;
+            None
+        }
+    };
     // As in llama.cpp: a factor is enough, under either name, and 0 is none.
     let factor = keys.any_f64(&[&key("rope.scaling.factor"), &key("rope.scale_linear")])?;
     let rope_scaling = match (keys.metadata.str(&key("rope.scaling.type"))?, factor) {
@@ -66,7 +72,11 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
             .optional_count(&key("attention.head_count_kv"))?
             .unwrap_or(num_attention_heads),
         head_dim,
-        intermediate_size: count("feed_forward_length")?,
+        // Where every layer has experts, it is of no use and may be missing.
+        intermediate_size: match (&moe, keys.optional_count(&key("feed_forward_length"))?) {
+            (Some(moe), None | Some(0)) => moe.moe_intermediate_size,
+            _ => count("feed_forward_length")?,
+        },
         vocab_size,
         max_position_embeddings: count("context_length")?,
         rms_norm_eps: keys.number(&key("attention.layer_norm_rms_epsilon"))?,
@@ -75,8 +85,33 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
         rope_scaling,
         rotary_dim: keys.optional_count(&key("rope.dimension_count"))?.unwrap_or(head_dim),
         attention_bias: rows_of(checkpoint, Role::Layer(0, LayerRole::AttnQBias)).is_some(),
-        qk_norm: architecture == Architecture::Qwen3,
+        qk_norm: architecture.has_qk_norm(),
         tie_word_embeddings: rows_of(checkpoint, Role::Output).is_none(),
+        moe,
     };
     consistent(&keys, &Spelling::gguf(architecture), config)
+}
+
+/// As llama.cpp builds `qwen3moe`: softmax, weights divided by their sum, no groups, no bias, no shared expert.
+fn moe(keys: &Keys<'_>, key: &impl Fn(&str) -> String) -> Result<MoeConfig> {
+    for (suffix, neutral) in [
+        ("expert_shared_count", 0.0),
+        ("expert_shared_feed_forward_length", 0.0),
+        ("expert_group_count", 1.0),
+        ("expert_weights_scale", 1.0),
+        ("leading_dense_block_count", 0.0),
+        ("moe_every_n_layers", 1.0),
+        // 1 is softmax.
+        ("expert_gating_func", 1.0),
+    ] {
+        keys.refuse_unless(&key(suffix), neutral)?;
+    }
+    Ok(MoeConfig {
+        num_experts: keys.count(&key("expert_count"))?,
+        num_experts_per_tok: keys.count(&key("expert_used_count"))?,
+        moe_intermediate_size: keys.count(&key("expert_feed_forward_length"))?,
+        norm_topk_prob: keys.metadata.bool(&key("expert_weights_norm"))?.unwrap_or(true),
+        decoder_sparse_step: 1,
+        mlp_only_layers: Vec::new(),
+    })
 }

@@ -3,7 +3,7 @@
 use apr_format::Checkpoint;
 
 use super::{Spelling, consistent, keys::Keys};
-use crate::{Architecture, Config, Error, Result, RopeScaling, rope::Llama3Scaling};
+use crate::{Architecture, Config, Error, MoeConfig, Result, RopeScaling, rope::Llama3Scaling};
 
 pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
     let keys = Keys::of(checkpoint);
@@ -20,7 +20,7 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
     let num_attention_heads = keys.count("num_attention_heads")?;
     let head_dim = match (keys.optional_count("head_dim")?, architecture) {
         (Some(head_dim), _) => head_dim,
-        // Qwen3Config's default, which is not hidden_size / num_attention_heads.
+        // Qwen3Config's default, which is not hidden_size / num_attention_heads. Qwen3MoeConfig has none.
         (None, Architecture::Qwen3) => 128,
         (None, _) => keys.head_dim(hidden_size, num_attention_heads)?,
     };
@@ -49,10 +49,31 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Config> {
             Architecture::Qwen2 => true,
             _ => keys.metadata.bool("attention_bias")?.unwrap_or(false),
         },
-        qk_norm: architecture == Architecture::Qwen3,
+        qk_norm: architecture.has_qk_norm(),
         tie_word_embeddings: keys.metadata.bool("tie_word_embeddings")?.unwrap_or(false),
+        moe: match architecture {
+            Architecture::Qwen3Moe => Some(moe(&keys)?),
+            _ => None,
+        },
     };
     consistent(&keys, &Spelling::hugging_face(), config)
+}
+
+/// The keys of `Qwen3MoeConfig`, with its defaults where they are neutral.
+pub(super) fn moe(keys: &Keys<'_>) -> Result<MoeConfig> {
+    let step = match keys.optional_count("decoder_sparse_step")? {
+        None => 1,
+        Some(_) => keys.count("decoder_sparse_step")?,
+    };
+    Ok(MoeConfig {
+        num_experts: keys.any_count(&["num_experts", "num_local_experts"])?,
+        num_experts_per_tok: keys.count("num_experts_per_tok")?,
+        moe_intermediate_size: keys.count("moe_intermediate_size")?,
+        // The class's default; every published model says true.
+        norm_topk_prob: keys.metadata.bool("norm_topk_prob")?.unwrap_or(false),
+        decoder_sparse_step: step,
+        mlp_only_layers: keys.numbers("mlp_only_layers")?,
+    })
 }
 
 /// Refuses keys of `config.json` under which the decoder would compute something else.

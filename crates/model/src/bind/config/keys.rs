@@ -1,6 +1,6 @@
 //! Lookups in metadata, with errors that name the file and the key.
 
-use apr_format::{Checkpoint, Metadata};
+use apr_format::{Checkpoint, Metadata, Value};
 
 use crate::{Architecture, Error, Result};
 
@@ -76,6 +76,18 @@ impl<'c> Keys<'c> {
             Some(0) => Err(self.unsupported(key, 0, "at least 1 is needed")),
             Some(n) => Ok(n),
         }
+    }
+
+    /// A list of whole numbers; empty if it is not there.
+    pub(super) fn numbers(&self, key: &str) -> Result<Vec<usize>> {
+        let values = self.metadata.array(key)?.unwrap_or_default().iter();
+        let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+        values
+            .map(|value| {
+                number(value)
+                    .ok_or_else(|| self.unsupported(key, value, "whole numbers are needed"))
+            })
+            .collect()
     }
 
     pub(super) fn any_optional_count(&self, keys: &[&str]) -> Result<Option<usize>> {
