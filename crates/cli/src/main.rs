@@ -9,6 +9,7 @@ mod args;
 mod audit;
 mod bisect;
 mod check;
+mod convert;
 mod demo;
 mod diff;
 mod embedded;
@@ -60,6 +61,8 @@ enum Command {
     Faultbench(faultbench::Args),
     /// Show what a model file holds.
     Inspect(inspect::Args),
+    /// Write a model in another container or in other types.
+    Convert(convert::Args),
     /// Fetch a model from the Hugging Face hub, and print its path.
     Pull(pull::Args),
     /// Tour on the embedded model: write, trace, compare with Hugging Face, audit, and find a planted bug.
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Bisect(args) => bisect::run(args),
         Command::Faultbench(args) => faultbench::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => completions(shell),

@@ -163,8 +163,20 @@ pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
     pub(crate) fn new(length: u64, what: &'static str) -> Self {
-        let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len}, {eta} left")
-            .expect("the template is valid");
+        Self::styled(length, what, "{msg} [{wide_bar}] {pos}/{len}, {eta} left")
+    }
+
+    /// The same, counting bytes.
+    pub(crate) fn of_bytes(length: u64, what: &'static str) -> Self {
+        Self::styled(
+            length,
+            what,
+            "{msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes}, {eta} left",
+        )
+    }
+
+    fn styled(length: u64, what: &'static str, template: &str) -> Self {
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
         Self(bar.with_style(style).with_message(what))
     }

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod bisect;
 pub mod check;
+pub mod convert;
 pub mod diff;
 pub mod file_check;
 pub mod faultbench;
