@@ -2,7 +2,7 @@
 
 use super::{
     Input, Quantize,
-    search::{Codes, Integers, inverse, scale},
+    search::{Codes, Integers, each, inverse, scale},
     super_block::Symmetric,
     weighted::{Spread, Weight, Weighted},
 };
@@ -14,7 +14,7 @@ impl Quantize for IQ4_NL {
         let ([x], [w]) = (&block.x, &block.w);
         let (d, unit) = block.half(scale(x, w, Table))?;
         let inverse = inverse(unit);
-        Some(Self { d, qs: nibbles(&x.map(|x| Table.nearest(x * inverse))) })
+        Some(Self { d, qs: nibbles(&each(|i| Table.nearest(x[i] * inverse))) })
     }
 }
 

@@ -82,7 +82,8 @@ fn bytes<const S: usize, const B: usize>(codes: &[[f32; S]; B], zero: f32) -> [u
     out
 }
 
-/// The lower two bits: bits `2s` and `2s + 1` of byte `l` of half `h` are those of weight `128h + 32s + l`.
+/// The lower two bits: bits `2s` and `2s + 1` of byte `l` of half `h` are those of weight `128h +
+/// 32s + l`.
 fn crumbs(codes: &[u8; 256]) -> [u8; 64] {
     let mut out = [0; 64];
     for (i, q) in codes.iter().enumerate() {
@@ -91,7 +92,8 @@ fn crumbs(codes: &[u8; 256]) -> [u8; 64] {
     out
 }
 
-/// The lower four bits: byte `l` of quarter `j` holds those of weight `64j + l` and of weight `64j + 32 + l`.
+/// The lower four bits: byte `l` of quarter `j` holds those of weight `64j + l` and of weight `64j
+/// + 32 + l`.
 fn nibbles(codes: &[u8; 256]) -> [u8; 128] {
     let mut out = [0; 128];
     for (i, q) in codes.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Blocks of 32 with scales of their own: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, APR_Q4.
 //!
-//! Without importance the largest value decides the scale, in ggml's arithmetic: the bytes are those of llama.cpp's tools,
-//! so files can be compared.
+//! Without importance the largest value decides the scale, in ggml's arithmetic: the bytes are
+//! those of llama.cpp's tools, so files can be compared.
 
 use super::{
     Input, Quantize,
@@ -93,7 +93,8 @@ fn block(input: &Input) -> Weighted<32, 1> {
     Weighted::new(input, Weight::Square, Spread::Row)
 }
 
-/// `(x - min) / d + offset`, cut to an integer from 0 to `top`. ggml's rounding: the halves of an offset go up.
+/// `(x - min) / d + offset`, cut to an integer from 0 to `top`. ggml's rounding: the halves of an
+/// offset go up.
 fn cut(values: &[f32], d: f32, min: f32, offset: f32, top: u8) -> [u8; 32] {
     let inverse = 1.0 / d;
     let inverse = if inverse.is_finite() { inverse } else { 0.0 };

@@ -1,22 +1,24 @@
 //! Writing weights in fewer bits: rows of numbers to ggml's block types and to narrower floats.
 //!
-//! What a block means is defined in [`block`](crate::block); here is the choice of a good one. The
-//! largest value of a block could decide its scale, and is what the plainest types do. But it is
-//! one value, and the error is made by all: a scale a little off makes most of them fall
-//! nearer to a code. So the types of few bits *search*: they try some scales around the one of
-//! the largest value, round under each, fit the scale (and minimum) to the codes by least squares, and
-//! keep what leaves the smallest weighted error (`search.rs`). The types of 256 elements then round the scales of
-//! their sub-blocks to a few bits, and fit the scales of these again (`super_block.rs`).
+//! What a block means is defined in [`block`](crate::block); here is the choice of a good one.
 //!
-//! The weight of an error says how much it matters. With an *importance* for each column, the mean square of the
-//! activation that it is multiplied with (llama.cpp's `imatrix`), it is that times a function of the value that grows
-//! with its magnitude; without, it is a function of the value alone (`weighted.rs`).
+//! The largest value of a block could decide its scale, and with the plainest types it does. But it
+//! is one value, and all of them make the error: with a scale a little off, most may fall nearer to
+//! a code. So the types of few bits *search*. They try some scales around the one of the largest
+//! value, round under each, fit the scale (and the minimum) to the codes by least squares, and keep
+//! what leaves the smallest weighted error (`search.rs`). The types of 256 elements then round the
+//! scales of their sub-blocks to a few bits, and make up for that as far as they can
+//! (`super_block.rs`).
 //!
-//! The result depends on the row alone: no threads and no fused arithmetic, so the bits are
-//! the same on every machine. Rows may be quantised in parallel.
+//! The weight of an error says how much it matters (`weighted.rs`). It grows with the magnitude of
+//! the value; and where there is an *importance* for each column, it is multiplied with that: the
+//! mean square of the activations that the column meets, which llama.cpp calls `imatrix`.
 //!
-//! Refused: NaN and infinities, and values for which a scale would be infinite in half precision. Values
-//! so small that their scale is zero in half precision become zeros.
+//! The result depends on the row alone: no threads and no fused arithmetic, so the bits are the
+//! same on every machine. Rows may be quantised in parallel.
+//!
+//! Refused: NaN and infinities, and values for which a scale would be infinite in half precision.
+//! Values so small that their scale is zero in half precision become zeros.
 
 mod iq4;
 mod k_quants;
@@ -37,9 +39,9 @@ use crate::{
 
 /// Writes one row of weights to `out` in the given type.
 ///
-/// `values` must be whole blocks, and `out` exactly their size
-/// ([`DType::row_bytes`]). `importance` is one weight per column, not negative; a row of zeros says nothing and counts as none,
-/// and a single zero as very little. Types that only round ([`DType::F16`], [`DType::Q8_0`], ...) do not
+/// `values` must be whole blocks, and `out` exactly their size ([`DType::row_bytes`]). `importance`
+/// is one weight per column, not negative; a row of zeros says nothing and counts as none, and a
+/// single zero as very little. Types that only round ([`DType::F16`], [`DType::Q8_0`], ...) do not
 /// look at it.
 ///
 /// An [`AprQ8`](DType::AprQ8) tensor shares one scale, which a row cannot know: see [`AprQ8Scale`].
@@ -171,7 +173,8 @@ impl<'a> Importance<'a> {
         Ok(unit.is_finite().then_some(Self { columns, unit, mean_square }))
     }
 
-    /// An importance in units of the mean, and never zero: a block of columns without any would have no best scale.
+    /// An importance in units of the mean, and never zero: a block of columns without any would
+    /// have no best scale.
     fn relative(&self, column: f32) -> f32 {
         const LEAST: f32 = 1e-6;
         (column * self.unit).max(LEAST)

@@ -1,10 +1,11 @@
 //! The search for the scale, or the scale and the minimum, of some numbers that are to share one.
 //!
-//! For given codes the best scale is a least-squares fit; for a given scale the best codes are the nearest. Both together
-//! have no closed form, and going back and forth between them ends at the nearest local optimum. So codes come from a fan of scales
-//! around those that map the largest number to the last code, and each proposal is scored by what its fit explains.
-//! The fan is narrow: with a wide one an important number would win the scale that is best for it, and the large ones that are cut off
-//! then would not matter.
+//! For given codes the best scale is a least-squares fit; for a given scale the best codes are the
+//! nearest. Both together have no closed form, and going back and forth between them ends at the
+//! nearest local optimum. So codes come from a fan of scales around those that map the largest
+//! number to the last code, and each proposal is scored by what its fit explains. The fan is
+//! narrow: with a wide one an important number would win the scale that is best for it, and the
+//! large ones that are cut off then would not matter.
 //!
 //! Sums run in eight lanes, added in a fixed order. Numbers are expected around one
 //! ([`Weighted`](super::weighted::Weighted) sees to it), so that no square overflows.
@@ -12,7 +13,8 @@
 /// Lanes of a sum; lengths are multiples of it.
 const LANES: usize = 8;
 
-/// What a proposal must explain more by, so that rounding does not choose: sub-blocks of equal numbers get equal scales.
+/// What a proposal must explain more by, so that rounding does not choose: sub-blocks of equal
+/// numbers get equal scales.
 const CLEARLY: f32 = 1.0 + 4.0 * f32::EPSILON;
 
 /// The numbers that codes stand for, in units of their scale.
@@ -94,8 +96,8 @@ pub(super) fn scale<const N: usize>(x: &[f32; N], w: &[f32; N], codes: impl Code
     best
 }
 
-/// The scale and the minimum, at most zero, with which integers from 0 to `top` leave about the smallest weighted error
-/// of `x`.
+/// The scale and the minimum, at most zero, with which integers from 0 to `top` leave about the
+/// smallest weighted error of `x`.
 ///
 /// Each proposal starts from the best minimum so far, so that both are searched in one walk.
 #[inline(always)]
@@ -150,15 +152,17 @@ pub(super) fn sums<const N: usize, const K: usize>(terms: impl Fn(usize) -> [f32
             all[i] = term;
         }
     }
-    all.each_ref().map(|terms| {
+    let mut out = [0.0; K];
+    for (out, terms) in out.iter_mut().zip(&all) {
         let mut l = [0.0; LANES];
         for terms in terms.as_chunks::<LANES>().0 {
             for (lane, term) in l.iter_mut().zip(terms) {
                 *lane += term;
             }
         }
-        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
-    })
+        *out = ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+    }
+    out
 }
 
 /// As [`std::array::from_fn`], in a loop that compilers turn into vector code.
@@ -172,6 +176,7 @@ pub(super) fn each<const N: usize>(of: impl Fn(usize) -> f32) -> [f32; N] {
 }
 
 /// The smallest and the largest number.
+#[inline]
 pub(super) fn extremes<const N: usize>(x: &[f32; N]) -> (f32, f32) {
     let (mut min, mut max) = ([x[0]; LANES], [x[0]; LANES]);
     for x in x.as_chunks::<LANES>().0 {

@@ -1,8 +1,10 @@
-//! Blocks of 256: sub-blocks whose scales (and minima) are small integers times a scale (and a minimum) of the block.
+//! Blocks of 256: sub-blocks whose scales (and minima) are small integers times a scale (and a
+//! minimum) of the block.
 //!
-//! Each sub-block is searched by itself, and its scale rounded to an integer in a unit that suits all. This
-//! moves the scales away from where they were best, so each sub-block then looks among the neighbours of its
-//! integers, with its numbers rounded anew under each; and at last the unit is fitted to all codes by least squares.
+//! Each sub-block is searched by itself, and its scale rounded to an integer in a unit that suits
+//! all. This moves the scales away from where they were best, so each sub-block then looks among
+//! the neighbours of its integers, with its numbers rounded anew under each; and at last the unit
+//! is fitted to all codes by least squares.
 
 use super::{
     search::{self, Codes, Integers, error, inverse, sums},
@@ -86,7 +88,8 @@ pub(super) struct Affine<const S: usize, const B: usize> {
 }
 
 impl<const S: usize, const B: usize> Affine<S, B> {
-    /// Codes reach from 0 to `top`, scales and minima from 0 to `most`. `None` if `d` or `dmin` overflows.
+    /// Codes reach from 0 to `top`, scales and minima from 0 to `most`. `None` if `d` or `dmin`
+    /// overflows.
     #[inline(always)]
     pub(super) fn fit(block: &Weighted<S, B>, top: f32, most: f32) -> Option<Self> {
         let (codes, integers) =

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::block::Half;
 
-/// `B` sub-blocks of `S` numbers, in units of a power of two that makes the largest 1 to 2, so that searches neither
-/// overflow nor lose bits; and the weight of the squared error of each.
+/// `B` sub-blocks of `S` numbers, in units of a power of two that makes the largest 1 to 2, so that
+/// searches neither overflow nor lose bits; and the weight of the squared error of each.
 pub(super) struct Weighted<const S: usize, const B: usize> {
     pub(super) x: [[f32; S]; B],
     pub(super) w: [[f32; S]; B],
@@ -17,7 +17,8 @@ pub(super) struct Weighted<const S: usize, const B: usize> {
 /// The weight of an error where nothing is known of the activations, as a function of the number.
 #[derive(Clone, Copy)]
 pub(super) enum Weight {
-    /// Its square, so that relative errors count: for types without a minimum, whose large numbers decide the scale.
+    /// Its square, so that relative errors count: for types without a minimum, whose large numbers
+    /// decide the scale.
     Square,
     /// Its magnitude.
     Magnitude,
@@ -83,8 +84,8 @@ impl<const S: usize, const B: usize> Weighted<S, B> {
     }
 }
 
-/// The largest power of two that is at most the largest magnitude. One for a block of subnormal numbers, all of whose
-/// scales are zero in half precision.
+/// The largest power of two that is at most the largest magnitude. One for a block of subnormal
+/// numbers, all of whose scales are zero in half precision.
 fn unit<const S: usize, const B: usize>(x: &[[f32; S]; B]) -> f32 {
     let largest = x.iter().map(extremes).fold(0.0, |all: f32, (min, max)| all.max(max).max(-min));
     let power = f32::from_bits(largest.to_bits() & f32::INFINITY.to_bits());

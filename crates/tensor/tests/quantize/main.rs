@@ -102,8 +102,8 @@ fn is_only_rounded(dtype: DType, importance: bool) -> bool {
     }
 }
 
-/// A hundredth is what a user may ask for: it is below what the choice of rows changes. Run with `--nocapture` for
-/// the table of docs/convert.md.
+/// A hundredth is what a user may ask for: it is below what the choice of rows changes. Run with
+/// `--nocapture` for the table of docs/convert.md.
 #[test]
 #[expect(clippy::print_stdout, reason = "the table is a result")]
 fn the_weighted_error_is_within_a_hundredth_of_that_of_ggml() {

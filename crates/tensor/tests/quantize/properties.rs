@@ -54,14 +54,19 @@ proptest! {
         important in prop::option::of(prop::collection::vec(0f32..f32::MAX, 256)),
     ) {
         // Numbers of all magnitudes, and numbers of like magnitudes.
-        let wild: Vec<f32> = bits.iter().map(|&b| f32::from_bits(b)).map(|x| if x.is_finite() { x } else { 0.0 }).collect();
-        let mild: Vec<f32> = bits.iter().map(|&b| (b as i32 as f32) * 2f32.powi(exponent - 31)).collect();
+        let finite = |x: f32| if x.is_finite() { x } else { 0.0 };
+        let wild: Vec<f32> = bits.iter().map(|&b| finite(f32::from_bits(b))).collect();
+        let unit = 2f32.powi(exponent - 31);
+        let mild: Vec<f32> = bits.iter().map(|&b| b as i32 as f32 * unit).collect();
         for dtype in types() {
             for x in [&wild, &mild] {
                 match quantize(dtype, x, important.as_deref()) {
-                    Ok(bytes) => prop_assert!(numbers(dtype, &bytes, 256).iter().all(|y| y.is_finite()), "{dtype}"),
-                    // Every type reaches nearly to the largest number of half precision; a minimum may be fitted beyond the
-                    // smallest number.
+                    Ok(bytes) => {
+                        let found = numbers(dtype, &bytes, 256);
+                        prop_assert!(found.iter().all(|y| y.is_finite()), "{dtype}");
+                    }
+                    // Every type reaches nearly to the largest number of half precision; a minimum
+                    // may be fitted beyond the smallest number.
                     Err(Error::TooLarge { index, value, .. }) => {
                         prop_assert!(value == x[index] && value.abs() > 60000.0, "{dtype} {value}");
                     }
@@ -78,7 +83,8 @@ proptest! {
         let scaled: Vec<f32> = x.iter().map(|x| x * factor).collect();
         // Scales of scales are subnormal in half precision, where they have fewer bits.
         for dtype in types().filter(|dtype| dtype.block_len() == 32) {
-            let expected: Vec<f32> = round_trip(dtype, &x, None).iter().map(|x| x * factor).collect();
+            let mut expected = round_trip(dtype, &x, None);
+            expected.iter_mut().for_each(|x| *x *= factor);
             prop_assert_eq!(round_trip(dtype, &scaled, None), expected, "{}", dtype);
         }
     }
@@ -95,7 +101,8 @@ fn numbers_that_a_type_can_hold_come_back_within_half_a_step() {
                 let again = numbers(dtype, &bytes, COLS);
                 let mut steps = vec![0.0; COLS];
                 block::steps(dtype, &bytes, &mut steps).unwrap();
-                // One by one where numbers are only rounded; a search may cut off an unimportant one.
+                // One by one where numbers are only rounded; a search may cut off an unimportant
+                // one.
                 let off = |i: usize| f64::from((x[i] - again[i]).abs() / steps[i]);
                 let worst = (0..COLS).map(off).fold(0.0, f64::max);
                 let mean = ((0..COLS).map(|i| off(i).powi(2)).sum::<f64>() / COLS as f64).sqrt();
