@@ -7,7 +7,7 @@ mod environment;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use apr_hub::{
     Cache, Candidate, Error, Event, Hub, Listing, ModelName, Options, PulledFile, RemoteFile,
     Revision, Selection, Want, choose,
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Also read and sum what is in the cache already, and fetch again what is damaged.
-    #[arg(long, conflicts_with = "offline")]
+    #[arg(long)]
     verify: bool,
     /// Ask no network: find the model in the cache, or fail.
     #[arg(long)]
@@ -57,8 +57,8 @@ pub(crate) struct Args {
 const HELP: &str = "\
 Prints the path of the model, for the other commands: apr run \"$(apr pull ORG/NAME)\" -p TEXT
 
-Environment, as huggingface_hub has it: HF_TOKEN or the file that `hf auth login` writes; HF_HUB_CACHE, or HF_HOME
-[default: ~/.cache/huggingface]; HF_ENDPOINT for a mirror; HF_HUB_OFFLINE; HTTPS_PROXY.";
+Environment, as huggingface_hub has it: HF_TOKEN or the file that `hf auth login` writes; HF_HUB_CACHE, or \
+HF_HOME [default: ~/.cache/huggingface]; HF_ENDPOINT for a mirror; HF_HUB_OFFLINE; HTTPS_PROXY.";
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
     let environment = Environment::read(|name| std::env::var_os(name), std::env::home_dir())?;
@@ -73,6 +73,7 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     };
     let cache = Cache::new(args.cache_dir.clone().unwrap_or(environment.cache));
     if args.offline || environment.offline {
+        ensure!(!args.verify, "--verify fetches again what is damaged; without the hub it cannot");
         let listing = cache.list(&model, &args.revision)?;
         let selection = chosen(&listing, want)?;
         return report(&args, &cache, &listing, &selection, None);
@@ -90,7 +91,7 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         return report(&args, hub.cache(), &listing, &selection, None);
     }
     note_parts(&selection);
-    let mut progress = Progress::new(hub.cache(), &listing, &selection.files);
+    let mut progress = Progress::new();
     let pulled =
         hub.pull(&listing, &selection.files, args.verify, &mut |event| progress.show(event));
     progress.end();
@@ -226,18 +227,20 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(cache: &Cache, listing: &Listing, files: &[RemoteFile]) -> Self {
-        let missing = || files.iter().filter(|file| !cache.has(listing, file));
-        let total = missing().map(|file| file.size).sum();
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let template = "{msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
         let style = ProgressStyle::with_template(template).expect("the template is valid");
         bar.set_style(style);
-        Self { bar, files: missing().count(), begun: 0, done: 0 }
+        Self { bar, files: 0, begun: 0, done: 0 }
     }
 
     fn show(&mut self, event: Event<'_>) {
         match event {
+            Event::Planned { files, bytes } => {
+                self.files = files;
+                self.bar.set_length(bytes);
+            }
             Event::Started { file, resumed } => {
                 self.begun += 1;
                 let name = file.path.rsplit('/').next().unwrap_or(&file.path);
@@ -258,8 +261,6 @@ impl Progress {
                 self.say(format_args!("{error}; trying again in {} s", wait.as_secs()));
             }
             Event::Damaged { file, kept } => {
-                self.files += 1;
-                self.bar.inc_length(file.size);
                 let kept = kept.display();
                 self.say(format_args!("{} is damaged in the cache; moved to {kept}", file.path));
             }

@@ -94,6 +94,7 @@ fn a_second_pull_fetches_nothing_and_an_offline_one_asks_nobody() {
     assert_eq!(by_variable.stdout, first.stdout);
     let absent = setup.pull(&[GGUF, "--offline"]).expect(2);
     assert!(absent.stderr.contains("not in the cache"), "{}", absent.stderr);
+    setup.pull(&[MODEL, "--offline", "--verify"]).expect(2);
     assert!(setup.server.requests().is_empty());
 }
 

@@ -90,17 +90,20 @@ impl Cache {
     }
 
     pub(crate) fn place(&self, listing: &Listing, file: &RemoteFile, checksum: &Checksum) -> Place {
-        let repo = repo(&listing.model);
         let digits = checksum.as_str();
-        let cache = hf_hub::Cache::new(self.root.clone()).repo(repo.clone());
+        let cache = hf_hub::Cache::new(self.root.clone()).repo(repo(&listing.model));
         let beside = |end: &str| cache.blob_path(&format!("{digits}.{end}"));
         Place {
             blob: cache.blob_path(digits),
             partial: beside("incomplete"),
             corrupt: beside("corrupt"),
             pointer: cache.pointer_path(&listing.commit).join(&file.path),
-            lock: self.root.join(".locks").join(repo.folder_name()).join(format!("{digits}.lock")),
+            lock: self.locks(&listing.model).join(format!("{digits}.lock")),
         }
+    }
+
+    fn locks(&self, model: &ModelName) -> PathBuf {
+        self.root.join(".locks").join(repo(model).folder_name())
     }
 
     fn reference(&self, model: &ModelName, revision: &Revision) -> PathBuf {
@@ -117,6 +120,7 @@ impl Cache {
             return Ok(());
         }
         make_parent(&path)?;
+        let _lock = lock(&self.locks(&listing.model).join("refs.lock"), || {})?;
         let mut partial = path.clone().into_os_string();
         partial.push(".tmp");
         fs::write(&partial, &listing.commit)
@@ -144,19 +148,7 @@ impl Place {
 
     /// Keeps other processes from fetching the same file until the result is dropped. `wait` is told if one is at it.
     pub(crate) fn lock(&self, wait: impl FnOnce()) -> Result<File> {
-        make_parent(&self.lock)?;
-        let file = File::create(&self.lock).map_err(Error::write(&self.lock))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                wait();
-                file.lock().map_err(Error::write(&self.lock))?;
-            }
-            // Some network file systems have no locks; the checksum still tells what two writers did.
-            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => return Err(Error::write(&self.lock)(e)),
-        }
-        Ok(file)
+        lock(&self.lock, wait)
     }
 
     /// Puts bytes that are wrong where they are no model.
@@ -171,20 +163,38 @@ impl Place {
         let up = path_in_snapshot.split('/').count() + 1;
         let target: PathBuf = std::iter::repeat_n("..", up).collect();
         let target = target.join("blobs").join(digits);
-        if fs::read_link(&self.pointer).is_ok_and(|there| there == target) {
-            return Ok(());
-        }
-        match fs::remove_file(&self.pointer) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::write(&self.pointer)(e));
-            }
-            _ => {}
+        match fs::read_link(&self.pointer) {
+            Ok(there) if there == target => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // A link to other bytes, or no link.
+            _ => fs::remove_file(&self.pointer).map_err(Error::write(&self.pointer))?,
         }
         // Without the right to make links (on Windows), a second name for the same bytes does as well.
-        symlink(&target, &self.pointer)
-            .or_else(|_| fs::hard_link(&self.blob, &self.pointer))
-            .map_err(Error::write(&self.pointer))
+        let linked =
+            symlink(&target, &self.pointer).or_else(|_| fs::hard_link(&self.blob, &self.pointer));
+        match linked {
+            // Another process was faster; of the same commit, it meant the same bytes.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked.map_err(Error::write(&self.pointer)),
+        }
     }
+}
+
+/// Holds a lock file until the result is dropped. `wait` is told if somebody else does.
+fn lock(path: &Path, wait: impl FnOnce()) -> Result<File> {
+    make_parent(path)?;
+    let file = File::create(path).map_err(Error::write(path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            wait();
+            file.lock().map_err(Error::write(path))?;
+        }
+        // Some network file systems have no locks; the checksum still tells what two writers did.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(e)) => return Err(Error::write(path)(e)),
+    }
+    Ok(file)
 }
 
 #[cfg(unix)]

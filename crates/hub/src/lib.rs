@@ -3,7 +3,7 @@
 //!
 //! Start at [`Hub::list`], choose with [`choose`], then [`Hub::pull`]. Without a network, [`Cache::list`] does the first.
 //! This crate reads no environment and prints nothing: endpoint, token and cache come in [`Options`], progress goes
-//! out as [`Event`]s. It knows nothing of what is in the files.
+//! out as [`Event`]s. It knows nothing of what is in the files. (Only the HTTP client below looks for a proxy by itself.)
 //!
 //! Requests are made by the client of `hf-hub`, which knows the hub's routes, headers, and where tokens may be
 //! sent; so do the names in its cache. Its `download` is not used. It gives a file its final name before anybody

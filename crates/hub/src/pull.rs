@@ -1,6 +1,9 @@
 //! Several files, into the cache: what is there is left, what is missing is fetched, and then the revision is noted.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     Checksum, Error, Hub, Listing, RemoteFile, Result,
@@ -12,6 +15,13 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// It is known what will be fetched.
+    Planned {
+        /// How many files.
+        files: usize,
+        /// Their size, with what is there of them from earlier attempts.
+        bytes: u64,
+    },
     /// A file is in the cache already.
     Cached(&'a RemoteFile),
     /// A file in the cache has other bytes than it should, and is fetched again.
@@ -19,7 +29,7 @@ pub enum Event<'a> {
         /// The file.
         file: &'a RemoteFile,
         /// Where its bytes are now.
-        kept: &'a PathBuf,
+        kept: &'a Path,
     },
     /// Another process is fetching this file.
     Waiting(&'a RemoteFile),
@@ -85,9 +95,12 @@ impl Hub {
             }
             places.push((file, checksum, place));
         }
-        let missing = places.iter().filter(|(.., place)| !place.blob.exists());
-        let needed = missing.map(|(file, _, place)| file.size.saturating_sub(place.partial_size()));
-        self.cache().check_space(needed.fold(0, u64::saturating_add))?;
+        let missing = || places.iter().filter(|(.., place)| !place.blob.exists());
+        let sum = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(0, u64::saturating_add);
+        let bytes = sum(&mut missing().map(|(file, ..)| file.size));
+        let there = sum(&mut missing().map(|(file, _, place)| place.partial_size().min(file.size)));
+        self.cache().check_space(bytes - there)?;
+        watch(Event::Planned { files: missing().count(), bytes });
         let mut pulled = Vec::new();
         for (file, checksum, place) in &places {
             pulled.push(self.bring(listing, file, checksum, place, watch)?);
@@ -145,7 +158,7 @@ fn set_damage_aside<'a>(
     checksum: &Checksum,
     place: &'a Place,
     verify: bool,
-) -> Result<Option<&'a PathBuf>> {
+) -> Result<Option<&'a Path>> {
     let sound = match cache::size(&place.blob) {
         None => true,
         Some(size) if size != file.size => false,

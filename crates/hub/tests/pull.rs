@@ -112,15 +112,20 @@ fn a_model_is_laid_out_as_huggingface_hub_does_and_not_fetched_twice() {
 fn a_cut_connection_is_taken_up_where_it_ended_within_a_pull() {
     let setup = Setup::new(Access::Public);
     setup.server.fail("model.safetensors", Fault::Cut(400_000), 2);
-    let mut waits = 0;
-    let pulled = pull(&setup.hub(None, 1), &mut |event| {
-        if let Event::Retrying { error, .. } = event {
+    let (mut waits, mut planned, mut received) = (0, None, Vec::new());
+    let pulled = pull(&setup.hub(None, 1), &mut |event| match event {
+        Event::Retrying { error, .. } => {
             assert!(matches!(error, Error::Interrupted { .. }), "{error}");
             waits += 1;
         }
+        Event::Planned { files, bytes } => planned = Some((files, bytes)),
+        Event::Received(n) => received.push(n),
+        _ => {}
     });
     pulled.unwrap();
     assert_eq!(waits, 2);
+    assert_eq!(planned, Some((3, 1_200_000 + CONFIG.len() as u64)));
+    assert!(received.contains(&400_000) && received.contains(&1_200_000), "{received:?}");
     assert_eq!(
         setup.ranges(),
         [None, Some("bytes=400000-".to_owned()), Some("bytes=800000-".to_owned())]
@@ -290,7 +295,8 @@ fn a_hub_that_is_busy_is_asked_again_when_it_says_and_not_too_often() {
 #[test]
 fn nobody_at_the_other_end_is_said_at_once() {
     let setup = Setup::new(Access::Public);
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // A port of the system, which no server of another test can have.
+    let nobody = "127.0.0.1:1";
     let hub = Hub::new(Options {
         endpoint: format!("http://{nobody}"),
         token: None,
@@ -300,7 +306,7 @@ fn nobody_at_the_other_end_is_said_at_once() {
     });
     match list(&hub.unwrap(), NAME) {
         Err(error @ Error::Unreachable { .. }) => {
-            assert!(error.to_string().contains(&nobody.to_string()), "{error}");
+            assert!(error.to_string().contains(nobody), "{error}");
         }
         other => panic!("{other:?}"),
     }
