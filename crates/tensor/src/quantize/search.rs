@@ -22,7 +22,7 @@ pub(super) trait Codes: Copy {
     /// The first and the last.
     fn ends(self) -> [f32; 2];
 
-    /// How far the fan reaches from the ends: about half of the gap before them.
+    /// How far the fan reaches to both sides of an end: less than the gap before it.
     fn reach(self) -> f32;
 
     /// The nearest to `x`, which need not be finite.
