@@ -1,9 +1,10 @@
 //! What a checkpoint says about itself, in every other container's words, and back.
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::path::Path;
 
 use apr_convert::{
-    Layout, Loss, Target,
+    Layout, Loss, Recipe, Target,
     metadata::{Translated, translate},
 };
 use apr_format::{Checkpoint, Draft, Map, Value};
@@ -50,7 +51,7 @@ fn translated(source: &Checkpoint, target: Target) -> Result<Translated, String>
     };
     let layout = Layout {
         head_rows: rows,
-        dtype: DType::BF16,
+        dtype: source.tensors().next().unwrap().1.dtype(),
         recipe: None,
         head: !config.tie_word_embeddings,
     };
@@ -63,8 +64,8 @@ fn opened(source: &Checkpoint, target: Target, translated: &Translated) -> Check
     let kept = |name: &str| {
         ["token_embd.weight", "model.embed_tokens.weight", "output.weight", "lm_head.weight"]
             .contains(&name)
-            || name.ends_with("0.attn_q.bias")
-            || name.ends_with("0.self_attn.q_proj.bias")
+            || name.contains("0.attn_q.")
+            || name.contains("0.self_attn.q_proj.")
             || name == "rope_freqs.weight"
     };
     let mut tensors: Vec<(String, Stored)> = source
@@ -81,9 +82,15 @@ fn opened(source: &Checkpoint, target: Target, translated: &Translated) -> Check
         let stored = Stored::new(DType::F32, [config.rotary_dim / 2].into(), bytes.into()).unwrap();
         tensors.push((Role::RopeFreqs.gguf_name(), stored));
     }
-    // Safetensors have no quantised tensors; what these are made of is not looked at.
+    // What these are made of is not looked at, where a container has no such types.
     for (_, stored) in &mut tensors {
-        if target == Target::Safetensors || target == Target::Apr && stored.dtype().is_quantized() {
+        let has_type = match target {
+            Target::Gguf => true,
+            Target::Apr => [DType::F16, DType::F32, DType::BF16, DType::Q4_K, DType::Q6_K]
+                .contains(&stored.dtype()),
+            Target::Safetensors => !stored.dtype().is_quantized(),
+        };
+        if !has_type {
             let numbers = stored.to_f32().unwrap();
             let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
             *stored = Stored::new(DType::F32, stored.shape().clone(), bytes.into()).unwrap();
@@ -328,4 +335,111 @@ fn what_a_container_computes_otherwise_is_refused() {
         assert!(error.contains("8 of 16 rotated channels"), "{error}");
     }
     assert_eq!(head_rows(&partial, &read_config(&partial).unwrap()).unwrap(), HeadRows::Halves);
+}
+
+#[test]
+fn keys_that_an_apr_file_was_given_later_are_judged_on_the_way_back() {
+    let mut draft = Draft::of(&converted(&fixture("tiny/qwen2/qwen2-F16.gguf"), Target::Apr));
+    draft.metadata.insert("made_up", 7u32);
+    draft.metadata.insert("license", "MIT");
+    let source = draft.to_apr("changed.apr").unwrap();
+    let gguf = translated(&source, Target::Gguf).unwrap();
+    assert_eq!(whats(&gguf.losses), ["key `made_up`"]);
+    assert_eq!(whats(&gguf.notes), ["key `original_format`", "key `license`"]);
+}
+
+/// As aprender writes them: no copies of other containers' words, and of the tokenizer only the essential.
+#[test]
+fn an_apr_file_of_another_writer_says_the_same_elsewhere() {
+    let mut draft = Draft::of(&converted(&fixture("tiny/qwen2"), Target::Apr));
+    for key in [
+        "hugging_face.files",
+        "tokenizer.pre",
+        "tokenizer.token_type",
+        "tokenizer.add_bos_token",
+        "tokenizer.add_eos_token",
+        "tokenizer.eot_token_id",
+        "tie_word_embeddings",
+    ] {
+        assert!(draft.metadata.remove(key).is_some(), "{key}");
+    }
+    let source = draft.to_apr("foreign.apr").unwrap();
+    for target in Target::ALL {
+        says_the_same(&source, &converted(&source, target));
+    }
+}
+
+#[test]
+fn an_apr_file_with_rows_in_pairs_is_told_that_they_are_in_halves_now() {
+    let mut draft = Draft::of(&converted(&fixture("tiny/llama"), Target::Apr));
+    draft.metadata.insert("rope_type", 0u32);
+    let source = draft.to_apr("pairs.apr").unwrap();
+    assert_eq!(converted(&source, Target::Apr).metadata().u64("rope_type").unwrap(), Some(2));
+}
+
+#[test]
+fn a_file_type_goes_with_the_types_of_the_tensors() {
+    let source = fixture("pycoder-3m/pycoder-3m-Q4_K_M.gguf");
+    let config = read_config(&source).unwrap();
+    let layout = |dtype, recipe| Layout {
+        head_rows: HeadRows::Halves,
+        dtype,
+        recipe,
+        head: !config.tie_word_embeddings,
+    };
+    let file_type = |source: &Checkpoint, layout: &Layout| {
+        let translated = translate(source, &config, Target::Gguf, layout).unwrap();
+        translated.map.get("general.file_type").and_then(Value::as_u64)
+    };
+    let recipe = Some(Recipe::Q5_K_M);
+    assert_eq!(file_type(&source, &layout(DType::Q4_K, None)), Some(15));
+    assert_eq!(file_type(&source, &layout(DType::Q5_K, recipe)), Some(17));
+    // `.apr` has no Q8_0: tensors become something else there, and are no Q8_0 on the way back.
+    let apr = converted(&fixture("pycoder-3m/pycoder-3m-Q8_0.gguf"), Target::Apr);
+    assert_eq!(file_type(&apr, &layout(DType::F32, None)), Some(0));
+}
+
+#[test]
+fn a_vocabulary_of_151_thousand_is_padded_for_gguf_and_fits_into_apr() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/qwen2-tokenizer");
+    let read = |name: &str| std::fs::read(folder.join(name)).ok().map(Bytes::from);
+    let (Some(tokenizer), Some(settings)) = (read("tokenizer.json"), read("tokenizer_config.json"))
+    else {
+        println!("skipped: there is no tokenizer in {}", folder.display());
+        return;
+    };
+    let mut config = serde_json::Value::from(fixture("tiny/qwen2").metadata());
+    for (key, number) in
+        [("vocab_size", 151_936), ("bos_token_id", 151_643), ("eos_token_id", 151_645)]
+    {
+        config[key] = number.into();
+    }
+    config.as_object_mut().unwrap().remove("__metadata__");
+    let rows = Stored::new(DType::BF16, [151_936, 1].into(), vec![0; 2 * 151_936].into()).unwrap();
+    let bias = Stored::new(DType::BF16, [1].into(), vec![0; 2].into()).unwrap();
+    let tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), rows),
+        ("model.layers.0.self_attn.q_proj.bias".to_owned(), bias),
+    ];
+    let weights = Draft { metadata: Map::default(), tensors }.safetensors().unwrap();
+    let contents = [
+        ("config.json".to_owned(), config.to_string().into_bytes().into()),
+        ("tokenizer.json".to_owned(), tokenizer),
+        ("tokenizer_config.json".to_owned(), settings),
+        ("model.safetensors".to_owned(), weights.into()),
+    ];
+    let source = Checkpoint::from_files("memory", &contents).unwrap();
+    let apr = converted(&source, Target::Apr);
+    for target in [converted(&source, Target::Gguf), converted(&apr, Target::Gguf)] {
+        let tokens = target.metadata().strings("tokenizer.ggml.tokens").unwrap().unwrap();
+        assert_eq!((tokens.len(), tokens[151_646]), (151_936, "[PAD151646]"));
+    }
+    assert_eq!(files(&source), files(&converted(&apr, Target::Safetensors)));
+    let by_way_of_gguf = converted(&converted(&source, Target::Gguf), Target::Safetensors);
+    let tokenizers = [&source, &by_way_of_gguf].map(|c| Tokenizer::from_checkpoint(c).unwrap());
+    assert_eq!(tokenizers[0].vocab_size(), tokenizers[1].vocab_size());
+    for text in TEXTS {
+        let ids = tokenizers.each_ref().map(|t| t.encode(text, Specials::Parse).unwrap());
+        assert_eq!(ids[0], ids[1], "{text:?}");
+    }
 }

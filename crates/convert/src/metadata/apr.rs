@@ -4,7 +4,10 @@ use apr_format::{Container, Map, Value};
 use apr_model::{HeadRows, RopeScaling};
 
 use super::{Facts, decimal, hugging_face};
-use crate::{Error, Result, Target};
+use crate::{Error, Layout, Result, Target};
+
+/// In which order the rows of heads are stored.
+const ROPE_TYPE: &str = "rope_type";
 
 /// The keys that say what `facts` say.
 pub(super) fn write(facts: &Facts<'_>) -> Result<Map> {
@@ -42,11 +45,7 @@ pub(super) fn write(facts: &Facts<'_>) -> Result<Map> {
         map.insert(key, count as u64);
     }
     map.insert("rope_theta", decimal(config.rope_theta));
-    let rope_type = match facts.layout.head_rows {
-        HeadRows::Interleaved => 0u32,
-        HeadRows::Halves => 2,
-    };
-    map.insert("rope_type", rope_type);
+    map.insert(ROPE_TYPE, rope_type(facts.layout));
     if config.rope_scaling != RopeScaling::None {
         hugging_face::rope_scaling(&config.rope_scaling)
             .map(|scaling| map.insert("rope_scaling", Value::from(scaling)));
@@ -62,4 +61,19 @@ pub(super) fn write(facts: &Facts<'_>) -> Result<Map> {
         }
     }
     Ok(map)
+}
+
+/// The keys of an `.apr` file whose rows may be stored in another order now.
+pub(super) fn updated(mut original: Map, facts: &Facts<'_>) -> Map {
+    if original.get(ROPE_TYPE).is_some() {
+        original.insert(ROPE_TYPE, rope_type(facts.layout));
+    }
+    original
+}
+
+fn rope_type(layout: &Layout) -> u32 {
+    match layout.head_rows {
+        HeadRows::Interleaved => 0,
+        HeadRows::Halves => 2,
+    }
 }

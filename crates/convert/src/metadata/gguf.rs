@@ -70,9 +70,12 @@ pub(super) fn write(facts: &Facts<'_>) -> Result<Map> {
 
 /// The keys of a GGUF file whose tensors may be stored in other types now.
 pub(super) fn updated(mut original: Map, facts: &Facts<'_>) -> Map {
-    if facts.layout.recipe.is_some()
-        && let Some(number) = file_type(facts.layout)
-    {
+    let stated = original.get(FILE_TYPE).and_then(Value::as_u64);
+    let stated = Recipe::all().find(|recipe| stated == Some(recipe.file_type().into()));
+    // A mix is called after a type that some of its tensors have.
+    let has = |recipe: Recipe| facts.source.tensors().any(|(_, t)| t.dtype() == recipe.dtype());
+    let is_another = facts.layout.recipe.is_some() || stated.is_some_and(|recipe| !has(recipe));
+    if is_another && let Some(number) = file_type(facts.layout) {
         original.insert(FILE_TYPE, number);
         original.insert("general.quantization_version", QUANTIZATION_VERSION);
     }

@@ -246,36 +246,44 @@ const APR_NOTED: &[&str] = &[
     "version",
 ];
 
-/// Judges every key of the source, of whose own words `target` has no copy.
+/// Judges what the source says and `target`, which is another container, does not.
 pub(super) fn judge(facts: &Facts<'_>, target: Target, translated: &mut Translated) -> Result<()> {
     let source = facts.source;
-    translated.losses.extend(facts.omissions.iter().cloned());
-    let mut judge =
-        Judge { target, architecture: facts.config.architecture.gguf_name(), translated };
     let metadata = source.metadata();
-    match source.container() {
-        Container::Gguf { .. } => metadata.iter().for_each(|(key, value)| judge.gguf(key, value)),
-        Container::Safetensors => {
+    let architecture = facts.config.architecture.gguf_name();
+    let mut judge = Judge { target, architecture, translated };
+    match (source.container(), target) {
+        (Container::Gguf { .. }, Target::Gguf)
+        | (Container::Safetensors, Target::Safetensors)
+        | (Container::Apr, Target::Apr) => return Ok(()),
+        // It takes all of it along.
+        (_, Target::Apr) => {}
+        (Container::Gguf { .. }, _) => {
+            metadata.iter().for_each(|(key, value)| judge.gguf(key, value));
+        }
+        (Container::Safetensors, _) => {
             files_of(source)?.0.iter().for_each(|(name, content)| judge.file(name, content));
         }
-        Container::Apr => {
-            let copy = |key: &str| metadata.get(key).and_then(Value::as_object);
+        (Container::Apr, _) => {
             metadata.iter().for_each(|(key, value)| judge.apr(key, value));
-            for (key, entry) in copy(GGUF).into_iter().flat_map(Map::iter) {
-                judge.gguf(key, entry);
-            }
-            for (name, content) in copy(FILES).into_iter().flat_map(Map::iter) {
+            let copy = |of: Target, key: &str| {
+                let copy = metadata.get(key).and_then(Value::as_object).filter(|_| of != target);
+                copy.into_iter().flat_map(Map::iter)
+            };
+            copy(Target::Gguf, GGUF).for_each(|(key, entry)| judge.gguf(key, entry));
+            for (name, content) in copy(Target::Safetensors, FILES) {
                 if let Value::Object(_) = content {
                     judge.file(name, &Content::Json(content.into()));
                 }
             }
         }
     }
+    // An `.apr` file has them in its copy, but whoever runs it does not.
+    translated.losses.extend(facts.omissions.iter().cloned());
     if target == Target::Gguf && facts.config.moe.as_ref().is_some_and(|moe| !moe.norm_topk_prob) {
         let why = "the file says so, but llama.cpp always divides the weights of the experts by their sum";
-        translated
-            .losses
-            .push(Loss { what: "norm_topk_prob = false".to_owned(), why: why.to_owned() });
+        let what = "norm_topk_prob = false".to_owned();
+        translated.losses.push(Loss { what, why: why.to_owned() });
     }
     for unread in ["tokenizer.model", "vocab.json"] {
         if facts.tokenizer.is_none() && source.path().join(unread).is_file() {

@@ -50,24 +50,21 @@ pub fn translate(
         (Target::Safetensors, Some(original)) => {
             translated.files = hugging_face::updated(original.files(&facts)?, &facts).texts();
         }
-        (Target::Apr, Some(original)) => translated.map = original.apr(),
-        (Target::Gguf, None) => {
-            translated.map = gguf::write(&facts)?;
-            known::judge(&facts, target, &mut translated)?;
+        (Target::Apr, Some(original)) => {
+            translated.map = apr::updated(original.apr(), &facts);
         }
+        (Target::Gguf, None) => translated.map = gguf::write(&facts)?,
         (Target::Safetensors, None) => {
             let (files, loss) = hugging_face::write(&facts)?;
             translated.files = files.texts();
             translated.losses.extend(loss);
-            known::judge(&facts, target, &mut translated)?;
         }
         (Target::Apr, None) => {
             translated.map = apr::write(&facts)?;
             carried::carry(&facts, &mut translated.map)?;
-            // The copy has them, but whoever runs the file does not.
-            translated.losses.extend(facts.omissions.iter().cloned());
         }
     }
+    known::judge(&facts, target, &mut translated)?;
     if target == Target::Safetensors {
         // Without it, some readers take the file for TensorFlow's.
         translated.map.insert("format", "pt");

@@ -25,8 +25,15 @@ pub(crate) fn scores_of_merges(
 ) -> Option<Vec<f32>> {
     let mut ranks: HashMap<String, usize> = HashMap::new();
     let mut latest = None;
+    let made: HashSet<&str> = normal(tokens).map(|(_, text)| text).collect();
+    let mut rules = Vec::new();
     for (left, right) in merges {
         let product = format!("{left}{right}");
+        // What is matched whole before anything is merged is never made of parts.
+        if ![left, right, &product].iter().all(|text| made.contains(text.as_str())) {
+            continue;
+        }
+        rules.push((left.clone(), right.clone()));
         let next = ranks.len();
         let rank = *ranks.entry(product).or_insert(next);
         // All rules of one product stand together.
@@ -44,10 +51,9 @@ pub(crate) fn scores_of_merges(
         });
         scores[id] = 0.0 - rank as f32;
     }
-    let sorted = |merges: &mut Vec<(String, String)>| merges.sort_unstable();
-    let (mut complete, mut given) = (merges_of_scores(tokens, &scores), merges.to_vec());
-    sorted(&mut complete);
-    sorted(&mut given);
+    let (mut complete, mut given) = (merges_of_scores(tokens, &scores), rules);
+    complete.sort_unstable();
+    given.sort_unstable();
     (complete == given).then_some(scores)
 }
 
@@ -105,6 +111,16 @@ mod tests {
         assert!(scores_of_merges(&tokens(), &rules(&complete[..3])).is_none(), "b c is missing");
         let apart = [("ab", "c"), ("a", "b"), ("a", "bc"), ("b", "c")];
         assert!(scores_of_merges(&tokens(), &rules(&apart)).is_none(), "abc has two ranks");
+    }
+
+    #[test]
+    fn rules_about_added_tokens_do_not_matter() {
+        let mut tokens = tokens();
+        tokens[1].1 = Kind::UserDefined;
+        let rules = [("a", "b"), ("ab", "c"), ("a", "bc"), ("b", "c")];
+        let rules: Vec<_> = rules.iter().map(|(l, r)| (l.to_string(), r.to_string())).collect();
+        let scores = scores_of_merges(&tokens, &rules).unwrap();
+        assert_eq!(scores, [0.0, 0.0, 0.0, -1.0, -2.0, -3.0, -4.0]);
     }
 
     #[test]
