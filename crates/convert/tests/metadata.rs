@@ -354,7 +354,7 @@ fn an_apr_file_of_another_writer_says_the_same_elsewhere() {
     let mut draft = Draft::of(&converted(&fixture("tiny/qwen2"), Target::Apr));
     for key in [
         "hugging_face.files",
-        "tokenizer.pre",
+        "tokenizer.pre_type",
         "tokenizer.token_type",
         "tokenizer.add_bos_token",
         "tokenizer.add_eos_token",
@@ -436,10 +436,120 @@ fn a_vocabulary_of_151_thousand_is_padded_for_gguf_and_fits_into_apr() {
     }
     assert_eq!(files(&source), files(&converted(&apr, Target::Safetensors)));
     let by_way_of_gguf = converted(&converted(&source, Target::Gguf), Target::Safetensors);
-    let tokenizers = [&source, &by_way_of_gguf].map(|c| Tokenizer::from_checkpoint(c).unwrap());
-    assert_eq!(tokenizers[0].vocab_size(), tokenizers[1].vocab_size());
-    for text in TEXTS {
-        let ids = tokenizers.each_ref().map(|t| t.encode(text, Specials::Parse).unwrap());
-        assert_eq!(ids[0], ids[1], "{text:?}");
+    same_ids(&source, &by_way_of_gguf);
+    let sizes =
+        [&source, &by_way_of_gguf].map(|c| Tokenizer::from_checkpoint(c).unwrap().vocab_size());
+    assert_eq!(sizes, [151_646; 2], "without padding");
+}
+
+/// Every place of a copy, replaced by what does not belong there: converted or refused, and never a panic.
+#[test]
+fn a_damaged_copy_is_refused_or_does_not_matter() {
+    let mut refused = 0;
+    for (name, key, target) in [
+        ("tiny/qwen3", "hugging_face.files", Target::Safetensors),
+        ("tiny/qwen3/qwen3-F16.gguf", "gguf.metadata", Target::Gguf),
+    ] {
+        let apr = converted(&fixture(name), Target::Apr);
+        let copy = serde_json::Value::from(apr.metadata().get(key).unwrap());
+        let mut paths = Vec::new();
+        collect_paths(&copy, String::new(), 0, &mut paths);
+        assert!(paths.len() > 20, "{name}");
+        for path in paths {
+            for junk in [
+                Value::Null,
+                7u32.into(),
+                "x".into(),
+                Value::Array(Vec::new()),
+                Map::default().into(),
+            ] {
+                let mut damaged = apr.metadata().get(key).unwrap().clone();
+                replace(&mut damaged, &path, junk);
+                let mut draft = Draft::of(&apr);
+                draft.metadata.insert(key, damaged);
+                let result = translated(&draft.to_apr("damaged.apr").unwrap(), target);
+                refused += usize::from(result.is_err());
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+/// JSON pointers to the values of objects, down to the third level.
+fn collect_paths(value: &serde_json::Value, path: String, level: usize, paths: &mut Vec<String>) {
+    let Some(map) = value.as_object().filter(|_| level < 3) else { return };
+    for (key, inner) in map {
+        let path = format!("{path}/{key}");
+        paths.push(path.clone());
+        collect_paths(inner, path, level + 1, paths);
+    }
+}
+
+fn replace(value: &mut Value, path: &str, junk: Value) {
+    let (key, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let Value::Object(map) = value else { return };
+    match rest {
+        "" => {
+            map.insert(key, junk);
+        }
+        rest => {
+            let mut inner = map.get(key).unwrap().clone();
+            replace(&mut inner, &format!("/{rest}"), junk);
+            map.insert(key, inner);
+        }
+    }
+}
+
+#[test]
+fn a_sentencepiece_vocabulary_says_the_same_in_every_container() {
+    let words = [
+        "▁t", "he", "▁the", "ll", "lo", "llo", "hello", "▁hello", "▁", "h", "e", "l", "o", "t", "é",
+    ];
+    let mut pieces =
+        vec![("<unk>".to_owned(), 0.0, 2), ("<s>".to_owned(), 0.0, 3), ("</s>".to_owned(), 0.0, 3)];
+    pieces.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 0.0, 6)));
+    let scores = (0..words.len()).map(|rank| 0.0 - rank as f32);
+    pieces.extend(words.iter().zip(scores).map(|(word, score)| (word.to_string(), score, 1)));
+    pieces.extend((pieces.len()..320).map(|id| (format!("[PAD{id}]"), 0.0, 5)));
+    let source = altered("tiny/llama/llama-F16.gguf", |draft| {
+        let tokens: Vec<_> = pieces.iter().map(|piece| piece.0.as_str()).collect();
+        let scores: Vec<f32> = pieces.iter().map(|piece| piece.1).collect();
+        let kinds: Vec<i32> = pieces.iter().map(|piece| piece.2).collect();
+        for key in ["merges", "padding_token_id"] {
+            draft.metadata.remove(&format!("tokenizer.ggml.{key}"));
+        }
+        draft.metadata.remove("tokenizer.chat_template");
+        for (key, value) in [
+            ("model", Value::from("llama")),
+            ("pre", "default".into()),
+            ("tokens", tokens.into()),
+            ("scores", scores.into()),
+            ("token_type", kinds.into()),
+            ("bos_token_id", 1u32.into()),
+            ("eos_token_id", 2u32.into()),
+            ("unknown_token_id", 0u32.into()),
+        ] {
+            draft.metadata.insert(format!("tokenizer.ggml.{key}"), value);
+        }
+    });
+    let ids = Tokenizer::from_checkpoint(&source).unwrap().encode("the hello", Specials::Literal);
+    assert_eq!(ids.unwrap(), [1, 261, 266]);
+    for target in Target::ALL {
+        let first = converted(&source, target);
+        for target in Target::ALL {
+            same_ids(&source, &converted(&first, target));
+        }
+    }
+    let by_way_of_apr = converted(&converted(&source, Target::Apr), Target::Gguf);
+    assert_eq!(metadata(&by_way_of_apr), metadata(&source));
+}
+
+fn same_ids(source: &Checkpoint, target: &Checkpoint) {
+    let tokenizers = [source, target].map(|c| Tokenizer::from_checkpoint(c).unwrap());
+    for text in TEXTS.iter().chain(&["hello the llo", " <s>hello</s> thé"]) {
+        for specials in [Specials::Parse, Specials::Literal] {
+            let [a, b] = tokenizers.each_ref().map(|t| t.encode(text, specials).unwrap());
+            assert_eq!(a, b, "{}: {text:?}", target.path().display());
+        }
     }
 }

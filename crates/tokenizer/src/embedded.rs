@@ -72,7 +72,7 @@ pub(crate) const GGUF: Keys = Keys {
 /// The keys of an `.apr` file. Those that other writers of the format do not know are optional.
 pub(crate) const APR: Keys = Keys {
     model: "tokenizer.model_type",
-    pre: "tokenizer.pre",
+    pre: "tokenizer.pre_type",
     tokens: "tokenizer.vocabulary",
     kinds: "tokenizer.token_type",
     merges: "tokenizer.merges",

@@ -216,7 +216,7 @@ fn an_apr_file_carries_the_same_tokenizer_under_other_keys() {
     let mut unknown = metadata();
     unknown[0].1 = "mystery".into();
     assert!(
-        matches!(apr_tokenizer(unknown), Err(Error::Missing { place, .. }) if place.key == "tokenizer.pre")
+        matches!(apr_tokenizer(unknown), Err(Error::Missing { place, .. }) if place.key == "tokenizer.pre_type")
     );
 }
 
