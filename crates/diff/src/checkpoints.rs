@@ -139,7 +139,8 @@ pub fn compare_checkpoints(
     };
     let compared: Vec<_> = pairs
         .par_iter()
-        .map(|&(ref name, role, tensor_a, tensor_b)| {
+        .map(|(name, role, tensor_a, tensor_b)| {
+            let role = *role;
             TensorPair { name, role, a: &a, tensor_a, b: &b, tensor_b }.compare(options.tolerance)
         })
         .collect::<Result<_>>()?;
@@ -184,23 +185,23 @@ struct TensorPair<'a> {
     name: &'a str,
     role: Option<Role>,
     a: &'a Model<'a>,
-    tensor_a: Named<'a>,
+    tensor_a: &'a Named<'a>,
     b: &'a Model<'a>,
-    tensor_b: Named<'a>,
+    tensor_b: &'a Named<'a>,
 }
 
 impl TensorPair<'_> {
     /// The comparison, or why there is none.
     fn compare(&self, tolerance: f64) -> Result<Result<TensorComparison, Reason>> {
-        for (side, tensor) in [(Side::A, &self.tensor_a), (Side::B, &self.tensor_b)] {
+        for (side, tensor) in [(Side::A, self.tensor_a), (Side::B, self.tensor_b)] {
             if !tensor.stored.dtype().can_dequantize() {
                 let dtype = tensor.stored.dtype().name().to_owned();
                 return Ok(Err(Reason::Unreadable { side, dtype }));
             }
         }
         let (a, b) = (
-            self.a.in_halves(self.role, &self.tensor_a)?,
-            self.b.in_halves(self.role, &self.tensor_b)?,
+            self.a.in_halves(self.role, self.tensor_a)?,
+            self.b.in_halves(self.role, self.tensor_b)?,
         );
         let dims = |stored: &Stored| stored.shape().dims().to_vec();
         let direct = (a.shape() == b.shape()).then(|| score(&a, &b));
@@ -233,8 +234,8 @@ impl TensorPair<'_> {
         Ok(Ok(TensorComparison {
             name: self.name.to_owned(),
             role: self.role,
-            name_a: self.tensor_a.name.to_owned(),
-            name_b: self.tensor_b.name.to_owned(),
+            name_a: self.tensor_a.name.to_string(),
+            name_b: self.tensor_b.name.to_string(),
             dtype_a: a.dtype().name().to_owned(),
             dtype_b: b.dtype().name().to_owned(),
             shape: dims(&a),

@@ -6,7 +6,7 @@ use apr_capture::{Capture, manifest};
 use apr_model::Site;
 use serde::{Serialize, Serializer};
 
-use crate::{Alignment, Logits, Metrics, TokenDifference};
+use crate::{Alignment, Flip, Logits, Metrics, TokenDifference};
 
 /// One of the two things compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -136,6 +136,12 @@ pub struct StageComparison {
     pub rows_only_b: usize,
     /// Rows left out because the tokens before or at them differ.
     pub rows_other_tokens: usize,
+    /// Slots left out because only one side chose their expert.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub slots_left_out: usize,
+    /// Rows whose experts differ, where the stage is the choice of experts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flips: Vec<Flip>,
     /// What it means for the tokens, where the stage is the logits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logits: Option<Logits>,
@@ -195,7 +201,10 @@ pub struct Location {
     /// The head, in stages that have heads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head: Option<usize>,
-    /// The channel, within its head if there is one.
+    /// The expert, in stages that have experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert: Option<usize>,
+    /// The channel, within its head or expert if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channel: Option<usize>,
     /// The position of the key, in scores and their softmax.
@@ -209,7 +218,12 @@ impl fmt::Display for Location {
             Some(position) => write!(f, "position {position}")?,
             None => write!(f, "row {}", self.row)?,
         }
-        let rest = [("head", self.head), ("channel", self.channel), ("key", self.key)];
+        let rest = [
+            ("head", self.head),
+            ("expert", self.expert),
+            ("channel", self.channel),
+            ("key", self.key),
+        ];
         rest.iter()
             .filter_map(|(name, value)| Some((name, (*value)?)))
             .try_for_each(|(name, value)| write!(f, ", {name} {value}"))
@@ -256,6 +270,8 @@ pub enum Reason {
         /// The shape on side B.
         b: Vec<usize>,
     },
+    /// The sides chose no expert in common in any row.
+    OtherExperts,
     /// Both sides are NaN or infinite throughout, so there are no numbers to compare.
     NothingFinite,
     /// It is stored in a type that cannot be read as numbers.
@@ -288,6 +304,7 @@ impl fmt::Display for Reason {
                 write!(f, "{side} holds position {position} twice")
             }
             Self::Shape { a, b } => write!(f, "shape {a:?} in A and {b:?} in B"),
+            Self::OtherExperts => f.write_str("the sides chose no expert in common"),
             Self::NothingFinite => f.write_str("no finite value on either side"),
             Self::Unreadable { side, dtype } => write!(f, "stored as {dtype} in {side}"),
             Self::Derived { side } => write!(f, "said by the metadata of {side}"),
@@ -344,6 +361,10 @@ impl fmt::Display for Outcome {
             Self::Unmeasured { because } => write!(f, "UNMEASURED: {because}"),
         }
     }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 fn site<S: Serializer>(site: &Site, serializer: S) -> Result<S::Ok, S::Error> {

@@ -3,13 +3,14 @@
 //! [`compare`] takes two captures, [`compare_aprt`] two files of values, [`compare_checkpoints`] two model files. The results are data;
 //! [`Outcome`] says what follows from them. A comparison is cumulative: errors add up along the forward pass, so
 //! it shows where a difference becomes visible and never whose fault it is. What was not compared is named and never
-//! scored, and a comparison of nothing is never a match.
+//! scored, and a comparison of nothing is never a match. Ids of experts are compared as sets.
 
 mod align;
 mod aprt;
 mod checkpoints;
 mod comparison;
 mod error;
+mod experts;
 mod logits;
 mod metrics;
 mod stages;
@@ -22,6 +23,7 @@ pub use checkpoints::{
 };
 pub use comparison::*;
 pub use error::{Error, Result};
+pub use experts::Flip;
 pub use logits::{Disagreement, Logits};
 pub use metrics::{Categories, Metrics, Pair, ZeroNorm};
 pub use stages::{Options, compare};

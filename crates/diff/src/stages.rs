@@ -7,6 +7,7 @@ use crate::{
     Alignment, Comparison, Location, NotCompared, Origin, Outcome, Reason, Result, RowScore, Side,
     StageComparison, TokenDifference,
     align::{Ambiguous, align, token_differences},
+    experts::{Chosen, Routing},
     logits::LogitRows,
     metrics::{Accumulator, ZeroNorm},
 };
@@ -60,6 +61,7 @@ pub fn compare(a: &Capture, b: &Capture, options: &Options) -> Result<Comparison
             site,
             a: Reader::new(a, site),
             b: Reader::new(b, site),
+            routing: Routing::of(a, b, site),
             alignment,
             differences: &comparison.token_differences,
         };
@@ -132,11 +134,13 @@ struct StagePair<'a> {
     site: Site,
     a: Reader<'a>,
     b: Reader<'a>,
+    /// Where rows have slots.
+    routing: Option<Routing<'a>>,
     alignment: Alignment,
     differences: &'a [TokenDifference],
 }
 
-/// Where an element stands: pair of rows, piece of the row, element of the piece.
+/// Where an element stands: pair of rows, piece of the row (a head, or an expert), element of the piece.
 type Place = (usize, usize, usize);
 
 impl StagePair<'_> {
@@ -166,13 +170,31 @@ impl StagePair<'_> {
         let mut sums = Vec::with_capacity(rows.pairs.len());
         let mut logits = (self.site.stage == Stage::LmHead).then(|| LogitRows::new(options.top_k));
         let mut bitwise = true;
+        let (mut flips, mut slots_left_out, mut by_expert) =
+            (Vec::new(), 0, self.routing.is_some());
         for (index, &(row_a, row_b)) in rows.pairs.iter().enumerate() {
+            let chosen = match &mut self.routing {
+                Some(routing) => routing.chosen([row_a, row_b])?,
+                None => None,
+            };
+            by_expert &= chosen.is_some();
             let (a, b) = (self.a.load(row_a.step)?, self.b.load(row_b.step)?);
             let Some(len) = comparable(a, row_a, b, row_b) else {
                 let (a, b) = (a.shape().to_vec(), b.shape().to_vec());
                 return Ok(Err(Reason::Shape { a, b }));
             };
-            let row = compare_row(index, (a, row_a), (b, row_b), len, logits.as_mut());
+            let row = match &chosen {
+                Some(chosen) => {
+                    compare_slots(index, (a, row_a), (b, row_b), chosen, self.site.stage)
+                }
+                None => compare_row(index, (a, row_a), (b, row_b), len, logits.as_mut()),
+            };
+            if let (Some(routing), Some(chosen)) = (&mut self.routing, &chosen) {
+                match self.site.stage.holds_ids() {
+                    true => flips.extend(routing.flip([row_a, row_b], chosen)?),
+                    false => slots_left_out += chosen.slots_left_out(),
+                }
+            }
             bitwise &= row.bitwise;
             sum.merge(&row.sum);
             sums.push(row.sum);
@@ -186,10 +208,14 @@ impl StagePair<'_> {
             .collect();
         let metrics = sum.metrics();
         if metrics.finite == 0 && metrics.categories.mismatched == 0 {
-            return Ok(Err(Reason::NothingFinite));
+            return Ok(Err(match slots_left_out {
+                0 => Reason::NothingFinite,
+                _ => Reason::OtherExperts,
+            }));
         }
         let head_dim = self.a.head_dim().or(self.b.head_dim());
-        let metrics = metrics.locate(|place| locate(place, self.site, &rows.pairs, head_dim));
+        let metrics =
+            metrics.locate(|place| locate(place, self.site, by_expert, &rows.pairs, head_dim));
         Ok(Ok(StageComparison {
             site: self.site,
             within: metrics.within(options.tolerance)
@@ -200,6 +226,8 @@ impl StagePair<'_> {
             rows_only_a: rows.only_a,
             rows_only_b: rows.only_b,
             rows_other_tokens: rows.other_tokens,
+            slots_left_out,
+            flips,
             logits: logits.map(LogitRows::finish),
         }))
     }
@@ -233,6 +261,32 @@ fn compare_row(
     if let Some(logits) = logits {
         logits.add(row_a.position, &values_a, &values_b);
     }
+    row
+}
+
+/// Compares the slots of a row expert by expert, or the experts themselves.
+fn compare_slots(
+    index: usize,
+    (a, row_a): (&CaptureTensor, RowRef),
+    (b, row_b): (&CaptureTensor, RowRef),
+    chosen: &Chosen,
+    stage: Stage,
+) -> Row {
+    let mut row = Row {
+        sum: Accumulator::default(),
+        bitwise: chosen.in_one_order()
+            && a.dtype() == b.dtype()
+            && a.piece_bytes(0, row_a.row) == b.piece_bytes(0, row_b.row),
+    };
+    let (mut values_a, mut values_b) = (Vec::new(), Vec::new());
+    a.read_piece(0, row_a.row, &mut values_a);
+    b.read_piece(0, row_b.row, &mut values_b);
+    let (experts, [values_a, values_b]) = match stage.holds_ids() {
+        true => chosen.membership(),
+        false => chosen.common(&values_a, &values_b),
+    };
+    let width = values_a.len() / experts.len().max(1);
+    row.sum.add(&values_a, &values_b, |i| (index, experts[i / width], i % width));
     row
 }
 
@@ -282,12 +336,19 @@ fn comparable(a: &CaptureTensor, row_a: RowRef, b: &CaptureTensor, row_b: RowRef
 fn locate(
     (index, piece, element): Place,
     site: Site,
+    by_expert: bool,
     pairs: &[(RowRef, RowRef)],
     head_dim: Option<usize>,
 ) -> Location {
     let RowRef { slot, position, .. } = pairs[index].0;
-    let at = Location { slot, position, row: index, head: None, channel: None, key: None };
+    let none = None;
+    let at =
+        Location { slot, position, row: index, head: none, expert: none, channel: none, key: none };
     match (site.stage.axes(), head_dim) {
+        (Axes::RowSlot, _) if by_expert => Location { expert: Some(piece), ..at },
+        (Axes::RowSlotChannel, _) if by_expert => {
+            Location { expert: Some(piece), channel: Some(element), ..at }
+        }
         (Axes::HeadRowKey, _) => Location { head: Some(piece), key: Some(element), ..at },
         (Axes::RowHeadChannel, Some(dim)) => {
             Location { head: Some(element / dim), channel: Some(element % dim), ..at }
@@ -297,22 +358,22 @@ fn locate(
 }
 
 /// Loads the tensors of one site, a step at a time.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     capture: &'a Capture,
     site: Site,
     loaded: Option<(usize, CaptureTensor)>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(capture: &'a Capture, site: Site) -> Self {
+    pub(crate) fn new(capture: &'a Capture, site: Site) -> Self {
         Self { capture, site, loaded: None }
     }
 
-    fn rows(&self) -> Vec<RowRef> {
+    pub(crate) fn rows(&self) -> Vec<RowRef> {
         self.capture.rows(self.site)
     }
 
-    fn load(&mut self, step: usize) -> Result<&CaptureTensor> {
+    pub(crate) fn load(&mut self, step: usize) -> Result<&CaptureTensor> {
         if self.loaded.as_ref().is_none_or(|(loaded, _)| *loaded != step) {
             self.loaded = Some((step, self.capture.tensor(step, self.site)?));
         }

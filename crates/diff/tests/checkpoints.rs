@@ -256,3 +256,34 @@ fn a_tensor_of_nothing_is_not_compared_however_large_it_claims_to_be() {
         assert_eq!(found.outcome.exit_code(), 3);
     }
 }
+
+#[test]
+fn experts_are_compared_one_by_one_whether_a_file_merges_them_or_not() {
+    let (merged, single) = (gguf("qwen3-moe"), tiny("qwen3-moe"));
+    let found = diff(&merged, &single);
+    assert!(matches!(found.outcome, Outcome::Match { .. } | Outcome::Drift), "{:?}", found.outcome);
+    let of_experts = found.tensors.iter().filter(|t| t.name.contains("_exps.weight["));
+    assert_eq!(of_experts.count(), 2 * 3 * 8);
+
+    let directory = tempfile::tempdir().unwrap();
+    let exchanged = |expert: usize| format!("model.layers.1.mlp.experts.{expert}.up_proj.weight");
+    let wrong = changed(directory.path(), "qwen3-moe", |name, shape, values| {
+        let name = match name {
+            _ if name == exchanged(2) => exchanged(6),
+            _ if name == exchanged(6) => exchanged(2),
+            _ => name.to_owned(),
+        };
+        Some((name, shape, values))
+    });
+    for reference in [merged, single] {
+        let found = diff(&wrong, &reference);
+        let beyond: Vec<_> = found.tensors.iter().filter(|t| !t.explained).collect();
+        let kind = |t: &TensorComparison| t.relation.as_ref().map(|relation| relation.kind.clone());
+        let expected = [(2, 6), (6, 2)].map(|(is, of)| {
+            let name = |expert: usize| format!("blk.1.ffn_up_exps.weight[{expert}]");
+            (name(is), Some(RelationKind::OtherTensor { name: name(of) }))
+        });
+        let names: Vec<_> = beyond.iter().map(|t| (t.name.clone(), kind(t))).collect();
+        assert_eq!(names, expected);
+    }
+}

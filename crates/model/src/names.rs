@@ -176,9 +176,14 @@ impl LayerRole {
     }
 }
 
+/// GGUF's name; that of an expert's part is followed by its number: `blk.0.ffn_up_exps.weight[3]`.
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.gguf_name())
+        f.write_str(&self.gguf_name())?;
+        match self {
+            Self::Expert(_, _, expert) => write!(f, "[{expert}]"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -11,7 +11,10 @@ use apr_diff::{
 };
 use serde::Serialize;
 
-use crate::table::{lines, magnitude, number, plural, short, table};
+use crate::{
+    table::{lines, magnitude, number, plural, short, table},
+    words,
+};
 
 /// Stages that were not compared are listed up to this many.
 const MISSING_SHOWN: usize = 20;
@@ -75,10 +78,17 @@ pub fn captures(c: &Comparison) -> String {
             t.add_row(stage_row(stage));
         }
         out += &lines(&t);
-        out += "(p5 h2 c17 k3: position, head, channel, key)\n";
+        let experts = c.stages.iter().any(|stage| stage.site.stage.holds_ids());
+        out += match experts {
+            true => {
+                "(p5 h2 e9 c17 k3: position, head, expert, channel, key; the choice of experts is compared as a set)\n"
+            }
+            false => "(p5 h2 c17 k3: position, head, channel, key)\n",
+        };
     }
     let metrics = c.stages.iter().map(|stage| (stage.site.to_string(), &stage.metrics));
-    let notes = [mismatches(metrics, Location::to_string, "stage"), dead_rows(&c.stages)];
+    let notes =
+        [mismatches(metrics, Location::to_string, "stage"), dead_rows(&c.stages), flips(&c.stages)];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     let logits = c.stages.iter().find_map(|stage| stage.logits.as_ref());
     if !notes.is_empty() || logits.is_some() {
@@ -125,6 +135,32 @@ fn dead_rows(stages: &[StageComparison]) -> Option<String> {
     ))
 }
 
+/// Rows whose experts differ: the first, how close the choice was, and how many more.
+fn flips(stages: &[StageComparison]) -> Option<String> {
+    let mut all = stages.iter().flat_map(|s| s.flips.iter().map(move |flip| (s.site, flip)));
+    let (site, flip) = all.next()?;
+    let at = flip.position.map_or(String::new(), |p| format!(", position {p}"));
+    let close = match (flip.margin, flip.logits_moved, flip.is_near_tie()) {
+        (Some(margin), Some(moved), Some(near)) => format!(
+            "; B's logits of them are {} apart and the sides' differ by up to {}, which {} it",
+            number(margin),
+            number(moved),
+            if near { "explains" } else { "does not explain" },
+        ),
+        _ => "; how close the choice was is not known, for the router's logits were not captured"
+            .to_owned(),
+    };
+    let more = match all.count() {
+        0 => String::new(),
+        n => format!(" ({})", plural(n, "more such row")),
+    };
+    Some(format!(
+        "other experts chosen: first {site}{at}: {} in A, {} in B{close}{more}\n",
+        words::numbers(flip.only_a.iter().copied()),
+        words::numbers(flip.only_b.iter().copied()),
+    ))
+}
+
 fn in_more(count: usize, thing: &str) -> String {
     match count {
         0 => String::new(),
@@ -144,6 +180,10 @@ fn not_compared(c: &Comparison) -> String {
     rows("only in A", |stage| stage.rows_only_a);
     rows("only in B", |stage| stage.rows_only_b);
     rows("the tokens up to there differ", |stage| stage.rows_other_tokens);
+    let slots: usize = c.stages.iter().map(|stage| stage.slots_left_out).sum();
+    if slots > 0 {
+        lines.push(format!("{} of experts that only one side chose", plural(slots, "slot")));
+    }
     section("not compared, and not scored", &lines)
         + &section("left out, since only common stages were asked for", &listed(&c.left_out))
 }
@@ -332,13 +372,13 @@ pub(crate) fn relative_l2<At>(m: &Metrics<At>) -> String {
     }
 }
 
-/// `p5 h2 c17`: position, head, channel; `k` is a key's position.
+/// `p5 h2 c17`: position, head, channel; `e` is an expert, `k` a key's position.
 fn place(at: &Location) -> String {
     let mut text = match at.position {
         Some(position) => format!("p{position}"),
         None => format!("row {}", at.row),
     };
-    for (letter, value) in [("h", at.head), ("c", at.channel), ("k", at.key)] {
+    for (letter, value) in [("h", at.head), ("e", at.expert), ("c", at.channel), ("k", at.key)] {
         if let Some(value) = value {
             let _ = write!(text, " {letter}{value}");
         }

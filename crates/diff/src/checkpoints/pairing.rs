@@ -1,6 +1,6 @@
 //! Which tensor of one file belongs to which of the other.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 use apr_format::Checkpoint;
 use apr_model::{Config, HeadRows, LayerRole, Role, head_rows, read_config, role_of};
@@ -18,7 +18,7 @@ pub(super) enum Key {
 impl Key {
     fn name(&self) -> String {
         match self {
-            Self::Role(role) => role.gguf_name(),
+            Self::Role(role) => role.to_string(),
             Self::Name(name) => name.clone(),
         }
     }
@@ -31,10 +31,11 @@ impl Key {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A tensor, or the part of one expert in a tensor of many.
+#[derive(Clone, Debug)]
 pub(super) struct Named<'c> {
-    pub(super) name: &'c str,
-    pub(super) stored: &'c Stored,
+    pub(super) name: Cow<'c, str>,
+    pub(super) stored: Stored,
 }
 
 /// A model file, as far as its tensors need to know it.
@@ -51,9 +52,12 @@ impl<'c> Side<'c> {
         for (name, stored) in checkpoint.tensors() {
             let own_name = Key::Name(name.to_owned());
             let key = role_of(name).map_or(own_name.clone(), Key::Role);
-            // A role may be filled once; a second tensor for it is known by its name.
-            let key = if tensors.contains_key(&key) { own_name } else { key };
-            tensors.insert(key, Named { name, stored });
+            for (key, tensor) in by_expert(key, Named { name: name.into(), stored: stored.clone() })
+            {
+                // A role may be filled once; a second tensor for it is known by its name.
+                let key = if tensors.contains_key(&key) { own_name.clone() } else { key };
+                tensors.insert(key, tensor);
+            }
         }
         let config = read_config(checkpoint)
             .and_then(|config| head_rows(checkpoint, &config).map(|rows| (config, rows)));
@@ -96,9 +100,9 @@ impl<'c> Side<'c> {
     pub(super) fn in_halves(&self, role: Option<Role>, tensor: &Named<'_>) -> Result<Stored> {
         match (&self.config, role) {
             (Ok((config, rows)), Some(role))
-                if whole_heads(tensor.stored, role, config.head_dim) =>
+                if whole_heads(&tensor.stored, role, config.head_dim) =>
             {
-                rows.to_halves(role, tensor.stored, config.head_dim)
+                rows.to_halves(role, &tensor.stored, config.head_dim)
                     .map_err(|error| Error::model(self.path(), error))
             }
             _ => Ok(tensor.stored.clone()),
@@ -108,7 +112,7 @@ impl<'c> Side<'c> {
     /// All tensors that can be read as numbers: what each is called or for, and the tensor.
     pub(super) fn readable(&self) -> impl Iterator<Item = (String, Option<Role>, Named<'c>)> {
         let readable = self.tensors.iter().filter(|(_, t)| t.stored.dtype().can_dequantize());
-        readable.map(|(key, tensor)| (key.name(), key.role(), *tensor))
+        readable.map(|(key, tensor)| (key.name(), key.role(), tensor.clone()))
     }
 
     /// The tensor of `key`, or the one that stands for it.
@@ -119,7 +123,23 @@ impl<'c> Side<'c> {
             }
             _ => None,
         };
-        self.tensors.get(key).or_else(tied).copied()
+        self.tensors.get(key).or_else(tied).cloned()
+    }
+}
+
+/// The matrices of the experts that one tensor holds, so that they are compared one by one: other files have them in
+/// tensors of their own. Any other tensor as it is.
+fn by_expert<'c>(key: Key, tensor: Named<'c>) -> Vec<(Key, Named<'c>)> {
+    match (&key, tensor.stored.shape().dims()) {
+        (&Key::Role(Role::Layer(layer, role)), &[experts, rows, _]) if role.is_of_experts() => {
+            let part = |expert: usize| {
+                let name = format!("{}[{expert}]", tensor.name).into();
+                let stored = tensor.stored.slice_rows(expert * rows..(expert + 1) * rows);
+                (Key::Role(Role::Expert(layer, role, expert)), Named { name, stored })
+            };
+            (0..experts).map(part).collect()
+        }
+        _ => vec![(key, tensor)],
     }
 }
 
@@ -149,7 +169,8 @@ pub(super) fn pair<'c>(a: &Side<'c>, b: &Side<'c>, filter: Option<&str>) -> Resu
     for key in keys {
         let (in_a, in_b) = (a.get(key), b.get(key));
         let (name, role) = (key.name(), key.role());
-        let names = [Some(name.as_str()), in_a.map(|t| t.name), in_b.map(|t| t.name)];
+        let name_in = |tensor: &'_ Option<Named<'c>>| tensor.as_ref().map(|t| t.name.clone());
+        let names = [Some(Cow::from(name.as_str())), name_in(&in_a), name_in(&in_b)];
         if let Some(filter) = filter
             && !names.into_iter().flatten().any(|name| name.contains(filter))
         {
