@@ -430,12 +430,13 @@ fn a_vocabulary_of_151_thousand_is_padded_for_gguf_and_fits_into_apr() {
     ];
     let source = Checkpoint::from_files("memory", &contents).unwrap();
     let apr = converted(&source, Target::Apr);
-    for target in [converted(&source, Target::Gguf), converted(&apr, Target::Gguf)] {
+    let gguf = converted(&source, Target::Gguf);
+    for target in [&gguf, &converted(&apr, Target::Gguf)] {
         let tokens = target.metadata().strings("tokenizer.ggml.tokens").unwrap().unwrap();
         assert_eq!((tokens.len(), tokens[151_646]), (151_936, "[PAD151646]"));
     }
     assert_eq!(files(&source), files(&converted(&apr, Target::Safetensors)));
-    let by_way_of_gguf = converted(&converted(&source, Target::Gguf), Target::Safetensors);
+    let by_way_of_gguf = converted(&gguf, Target::Safetensors);
     same_ids(&source, &by_way_of_gguf);
     let sizes =
         [&source, &by_way_of_gguf].map(|c| Tokenizer::from_checkpoint(c).unwrap().vocab_size());
@@ -551,5 +552,25 @@ fn same_ids(source: &Checkpoint, target: &Checkpoint) {
             let [a, b] = tokenizers.each_ref().map(|t| t.encode(text, specials).unwrap());
             assert_eq!(a, b, "{}: {text:?}", target.path().display());
         }
+    }
+}
+
+#[test]
+fn files_of_a_directory_that_are_not_read_are_a_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = fixture("tiny/qwen2");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(original.path().join(name), folder.path().join(name)).unwrap();
+    }
+    let losses = || {
+        let source = Checkpoint::open(folder.path()).unwrap();
+        Target::ALL.map(|target| translated(&source, target).unwrap().losses)
+    };
+    assert_eq!(losses(), [const { Vec::new() }; 3], "a model may have no tokenizer");
+    for name in ["tokenizer.model", "adapter_config.json", "README.md"] {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
+    for losses in losses() {
+        assert_eq!(whats(&losses), ["adapter_config.json", "tokenizer.model"]);
     }
 }

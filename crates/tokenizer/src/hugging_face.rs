@@ -63,6 +63,9 @@ impl Source<'_> {
             post_processor,
             decoder,
             model,
+            // For batches; nothing here makes any.
+            truncation: _,
+            padding: _,
         } = TokenizerJson::parse(self.name, bytes)?;
         let (spelling, strips_space) = self.spelling(decoder.as_ref())?;
         let (bpe, vocabulary) =

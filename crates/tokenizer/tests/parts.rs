@@ -202,6 +202,7 @@ fn what_parts_cannot_hold_is_listed() {
         json["normalizer"] = serde_json::Value::Null;
         json["model"]["ignore_merges"] = true.into();
         json["added_tokens"][1]["lstrip"] = true.into();
+        json["truncation"] = json!({"max_length": 8});
         json["post_processor"] = json!({
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "X"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "X"}}],
@@ -211,6 +212,7 @@ fn what_parts_cannot_hold_is_listed() {
     let (_, omissions) = Parts::of(&source).unwrap().unwrap();
     let keys: Vec<_> = omissions.iter().map(|omission| omission.key.as_str()).collect();
     let expected = [
+        "tokenizer.json: truncation",
         "tokenizer.json: added_tokens[\"<|im_start|>\"].lstrip",
         "tokenizer.json: normalizer NFC",
         "tokenizer.json: model.ignore_merges",

@@ -252,11 +252,12 @@ const APR_NOTED: &[&str] = &[
     "version",
 ];
 
-/// Judges what the source says and `target`, which is another container, does not.
+/// Judges what the source says and `target` does not.
 pub(super) fn judge(facts: &Facts<'_>, target: Target, translated: &mut Translated) -> Result<()> {
     let source = facts.source;
     let metadata = source.metadata();
     let architecture = facts.config.architecture.gguf_name();
+    translated.losses.extend(unread(facts));
     let mut judge = Judge { target, architecture, translated };
     match (source.container(), target) {
         (Container::Gguf { .. }, Target::Gguf)
@@ -291,13 +292,34 @@ pub(super) fn judge(facts: &Facts<'_>, target: Target, translated: &mut Translat
         let what = "norm_topk_prob = false".to_owned();
         translated.losses.push(Loss { what, why: why.to_owned() });
     }
-    for unread in ["tokenizer.model", "vocab.json"] {
-        if facts.tokenizer.is_none() && source.path().join(unread).is_file() {
-            let why = "tokenizers are read from tokenizer.json, which is missing".to_owned();
-            translated.losses.push(Loss { what: unread.to_owned(), why });
-        }
-    }
     Ok(())
+}
+
+/// Files of a Hugging Face directory that are not read, but by others.
+const UNREAD: &[(&str, &str)] = &[
+    ("adapter_config.json", "an adapter would change the weights; merge it first"),
+    ("additional_chat_templates", "templates by name are read from tokenizer_config.json"),
+    ("chat_template.json", "templates are read from chat_template.jinja and tokenizer_config.json"),
+];
+
+/// The same, where they are all that there is of a tokenizer.
+const TOKENIZERS: &[(&str, &str)] = &[
+    ("tokenizer.model", "tokenizers are read from tokenizer.json, which is missing"),
+    ("vocab.json", "tokenizers are read from tokenizer.json, which is missing"),
+];
+
+/// What is beside the source, says something of the model, and is not read.
+fn unread(facts: &Facts<'_>) -> impl Iterator<Item = Loss> {
+    let path = facts.source.path();
+    let directory = if path.is_dir() { Some(path) } else { path.parent() };
+    let directory = directory
+        .filter(|_| facts.source.container() == Container::Safetensors)
+        .map(std::path::Path::to_owned);
+    let tokenizers = if facts.tokenizer.is_none() { TOKENIZERS } else { &[] };
+    UNREAD.iter().chain(tokenizers).filter_map(move |&(name, why)| {
+        let is_there = directory.as_ref()?.join(name).exists();
+        is_there.then(|| Loss { what: name.to_owned(), why: why.to_owned() })
+    })
 }
 
 struct Judge<'t> {

@@ -30,6 +30,16 @@ pub(crate) fn parts(checkpoint: &Checkpoint) -> Result<(Parts, Vec<Omission>)> {
     let (spelling, _) = source.spelling(json.decoder.as_ref())?;
     let normalizer = serde_json::to_value(&json.normalizer).unwrap_or_default();
     let pre_tokenizer = serde_json::to_value(&json.pre_tokenizer).unwrap_or_default();
+    for (key, is_set) in
+        [("truncation", json.truncation.is_some()), ("padding", json.padding.is_some())]
+    {
+        if is_set {
+            omissions.push(Omission {
+                key: format!("tokenizer.json: {key}"),
+                why: "texts of any length are encoded as they are".to_owned(),
+            });
+        }
+    }
     note_flags(json.added_tokens.iter().map(|added| &added.token), &normalizer, &mut omissions);
 
     let config = Settings::parse(companions.tokenizer_config.as_ref())?;

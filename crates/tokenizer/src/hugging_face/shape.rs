@@ -19,6 +19,9 @@ pub(super) struct TokenizerJson {
     pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
     pub(super) post_processor: Option<Value>,
     pub(super) decoder: Option<Value>,
+    /// Texts are cut, or filled up, to one length.
+    pub(super) truncation: Option<IgnoredAny>,
+    pub(super) padding: Option<IgnoredAny>,
     pub(super) model: ModelJson,
 }
 
