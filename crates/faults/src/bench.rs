@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -13,7 +14,7 @@ use rayon::prelude::*;
 use crate::{
     Case, Engine, Error, Expectation, Fault, Judge, ModelSpec, Outcome, Planting, Result, Rig,
     Severity, Subject, Target, Trained, catalogue, classic,
-    fault::roles,
+    fault::Operands,
     recording::Recording,
     rng::{Rng, seed_of},
 };
@@ -48,7 +49,8 @@ impl Bench {
         for model in specs {
             let subject = model.build(trained.as_ref(), seed)?;
             let config = apr_model::read_config(&subject.model)?;
-            let places = Places { model, subject, config };
+            let operands = Operands::of(&subject.model, &config);
+            let places = Places { model, config, operands };
             for engine in Engine::ALL {
                 cases.push(Case { model, engine, planting: None, seed });
             }
@@ -80,14 +82,15 @@ impl Bench {
         // A model and an engine have one fault-free run, and a model has one reference.
         for of_model in self.cases.chunk_by(|a, b| a.model == b.model) {
             let model = of_model[0].model;
-            let reference = self.rig(model, Engine::Exact, directory)?;
+            let subject = Arc::new(model.build(self.trained.as_ref(), self.seed)?);
+            let reference = rig(model, Engine::Exact, &subject, directory)?;
             let mut of_engines: BTreeMap<Engine, Vec<(usize, Case)>> = BTreeMap::new();
             for (index, &case) in of_model.iter().enumerate() {
                 of_engines.entry(case.engine).or_default().push((index, case));
             }
             let mut of_this = Vec::with_capacity(of_model.len());
             for (engine, cases) in of_engines {
-                let rig = self.rig(model, engine, directory)?;
+                let rig = rig(model, engine, &subject, directory)?;
                 let judged = cases.into_par_iter().map(|(index, case)| {
                     let place = directory.join(format!("case-{index}"));
                     let outcome = judged(&case, &rig, reference.clean(), judge, &place)?;
@@ -102,15 +105,14 @@ impl Bench {
         }
         Ok(outcomes)
     }
+}
 
-    /// The fault-free run of `model` on `engine`.
-    fn rig(&self, model: ModelSpec, engine: Engine, directory: &Path) -> Result<Rig> {
-        let place = directory.join("clean");
-        let subject = model.build(self.trained.as_ref(), self.seed)?;
-        let rig = Rig::new(model, engine, subject, &place)?;
-        remove(&place)?;
-        Ok(rig)
-    }
+/// The fault-free run of `model` on `engine`.
+fn rig(model: ModelSpec, engine: Engine, subject: &Arc<Subject>, directory: &Path) -> Result<Rig> {
+    let place = directory.join("clean");
+    let rig = Rig::new(model, engine, Arc::clone(subject), &place)?;
+    remove(&place)?;
+    Ok(rig)
 }
 
 fn remove(directory: &Path) -> Result<()> {
@@ -147,8 +149,8 @@ fn judged(
 /// A model, to look for places in.
 struct Places {
     model: ModelSpec,
-    subject: Subject,
     config: Config,
+    operands: Operands,
 }
 
 impl Places {
@@ -195,21 +197,20 @@ impl Places {
     }
 
     fn target(&self, engine: Engine, site: Site) -> Target<'_> {
-        Target::new(self.model, &self.subject.model, &self.config, engine, site)
+        Target::new(self.model, &self.operands, &self.config, engine, site)
     }
 }
 
 impl<'a> Target<'a> {
     pub(crate) fn new(
         model: ModelSpec,
-        checkpoint: &apr_format::Checkpoint,
+        operands: &Operands,
         config: &'a Config,
         engine: Engine,
         site: Site,
     ) -> Self {
-        let roles = roles(site, config);
-        let stored = roles.iter().filter_map(|role| checkpoint.tensor(&role.gguf_name()));
-        Self { model, config, engine, site, weights: stored.map(|s| s.dtype()).collect() }
+        let weights = operands.at(site).iter().map(|&(_, dtype)| dtype).collect();
+        Self { model, config, engine, site, weights }
     }
 }
 

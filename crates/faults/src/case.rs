@@ -1,18 +1,18 @@
 //! A case: one model on one engine with one fault, or none, and its capture.
 
-use std::{fmt, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 use apr_capture::{Dims, Precision, Provenance, Recorder, RecorderOptions, manifest};
 use apr_cpu::{Activations, Cpu, CpuOptions, KvType};
 use apr_format::{Checkpoint, Draft};
-use apr_model::{Backend, Cache, Config, LogitRows, Model, Phase, Site, StepInput};
+use apr_model::{Backend, Cache, Config, LogitRows, Model, Phase, Site, Stage, StepInput};
 use apr_reference::{Arithmetic, Reference};
 use apr_tensor::DType;
 use serde::Serialize;
 
 use crate::{
     Effect, Error, Expectation, Fault, Faulty, ModelSpec, Result, Severity, Subject, Target,
-    fault::{CapturePlace, FilePlace, OpFault, Plant},
+    fault::{CapturePlace, FilePlace, OpFault, Operands, Plant},
     op::Place,
     recording::Recording,
     rng::seed_of,
@@ -95,8 +95,9 @@ impl fmt::Display for Case {
 pub struct Rig {
     model: ModelSpec,
     engine: Engine,
-    subject: Subject,
+    subject: Arc<Subject>,
     config: Config,
+    operands: Operands,
     clean: Recording,
 }
 
@@ -116,13 +117,15 @@ impl Rig {
     pub fn new(
         model: ModelSpec,
         engine: Engine,
-        subject: Subject,
+        subject: impl Into<Arc<Subject>>,
         directory: &Path,
     ) -> Result<Self> {
+        let subject = subject.into();
         let config = apr_model::read_config(&subject.model)?;
+        let operands = Operands::of(&subject.model, &config);
         run(engine, &subject.model, &subject.prompt, None, directory)?;
         let clean = Recording::read(directory)?;
-        Ok(Self { model, engine, subject, config, clean })
+        Ok(Self { model, engine, subject, config, operands, clean })
     }
 
     /// The model as the judge is given it.
@@ -141,7 +144,7 @@ impl Rig {
 
     /// A place in this run, to ask whether a fault fits there.
     pub fn target(&self, site: Site) -> Target<'_> {
-        Target::new(self.model, &self.subject.model, &self.config, self.engine, site)
+        Target::new(self.model, &self.operands, &self.config, self.engine, site)
     }
 
     /// Runs the model without a fault, and leaves the capture at `directory`.
@@ -156,19 +159,22 @@ impl Rig {
         if !fault.applies(&self.target(site)) {
             return Err(no_site());
         }
-        let Subject { model, prompt } = &self.subject;
-        let (config, name) = (&self.config, format!("{}@{site}", fault.name));
-        let seed = seed_of(seed, &name);
+        let Subject { model, prompt } = &*self.subject;
+        let (config, operands) = (&self.config, &self.operands);
+        let seed = seed_of(seed, &format!("{}@{site}", fault.name));
+        let expert = self.busiest_expert(site);
         match fault.plant {
             Plant::Op(op) => {
-                let place = Place { site, severity, seed, step: 0, config: config.clone() };
+                let config = config.clone();
+                let place = Place { site, severity, seed, step: 0, expert, config };
                 let fitting = self.fitting_parts(fault, site);
                 let part = fitting.get(seed as usize % fitting.len().max(1)).copied().unwrap_or(0);
                 run(self.engine, model, prompt, Some((op, place, part)), directory)?;
             }
             Plant::File(alter) => {
                 let mut draft = Draft::of(model);
-                let place = FilePlace { fault: fault.name, site, severity, seed, config };
+                let fault = fault.name;
+                let place = FilePlace { fault, site, severity, seed, expert, config, operands };
                 alter(&place, &mut draft)?;
                 let altered = draft.to_gguf(&model.path().to_string_lossy())?;
                 run(self.engine, &altered, prompt, None, directory)?;
@@ -193,6 +199,14 @@ impl Rig {
         let between = |wrong| Effect::between(wrong, &self.clean, site);
         let effect = recording.as_ref().map(between).unwrap_or_default();
         Ok(Planted { expectation, effect, recording })
+    }
+
+    /// The expert of the site's layer that most rows go to; 0 where there are none.
+    fn busiest_expert(&self, site: Site) -> usize {
+        let ids = self.clean.values(Site { stage: Stage::MoeRouterIndices, ..site });
+        let mut rows = BTreeMap::<usize, usize>::new();
+        ids.iter().for_each(|&id| *rows.entry(id as usize).or_default() += 1);
+        rows.into_iter().max_by_key(|&(_, rows)| rows).map_or(0, |(expert, _)| expert)
     }
 
     /// The parts of the site's matrix that the fault can be in, by their stored types.

@@ -1,9 +1,10 @@
 //! What a fault is: how it is planted, where it can be, and what a judge ought to say about it.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use apr_format::Draft;
-use apr_model::{Architecture, Config, HostTensor, LayerRole, Role, Site, Stage};
+use apr_capture::Dims;
+use apr_format::{Checkpoint, Draft};
+use apr_model::{Architecture, Config, HostTensor, LayerRole, Role, Site, Stage, role_of};
 use apr_tensor::{DType, Stored};
 use serde::Serialize;
 
@@ -54,6 +55,8 @@ pub enum Family {
     Attention,
     /// Activation functions and the residual stream.
     Activations,
+    /// The routing of rows to experts, and what becomes of their results.
+    Experts,
     /// The capture: the engine was right, what was written down is not.
     Capture,
 }
@@ -66,6 +69,7 @@ impl fmt::Display for Family {
             Self::Config => "config",
             Self::Attention => "attention",
             Self::Activations => "activations",
+            Self::Experts => "experts",
             Self::Capture => "capture",
         })
     }
@@ -153,6 +157,7 @@ type Damage<T> = fn(&T, &mut HostTensor) -> apr_model::Result<()>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum OpFault {
     Embed(fn(&op::Embed<'_>, &mut HostTensor) -> apr_model::Result<()>),
+    /// Of experts too: of each of them, or of one.
     Linear(fn(&op::Linear<'_>, &mut HostTensor) -> apr_model::Result<()>),
     Bias(fn(&op::Bias<'_>, &mut HostTensor) -> apr_model::Result<()>),
     Norm(fn(&op::Norm<'_>, &mut HostTensor) -> apr_model::Result<()>),
@@ -160,6 +165,10 @@ pub(crate) enum OpFault {
     Residual(fn(&op::Residual<'_>, &mut HostTensor) -> apr_model::Result<()>),
     Attention(fn(&op::Attention<'_>) -> apr_model::Result<op::Attended>),
     Swiglu(fn(&op::Swiglu<'_>) -> apr_model::Result<op::Gated>),
+    TopK(fn(&op::TopK<'_>, &mut HostTensor) -> apr_model::Result<()>),
+    RouteWeights(fn(&op::RouteWeights<'_>, &mut HostTensor) -> apr_model::Result<()>),
+    Experts(fn(&op::Experts<'_>, &mut HostTensor) -> apr_model::Result<()>),
+    ExpertSum(fn(&op::ExpertSum<'_>, &mut HostTensor) -> apr_model::Result<()>),
     /// The result of any op, once computed.
     Value(Damage<Place>),
 }
@@ -171,7 +180,10 @@ pub(crate) struct FilePlace<'a> {
     pub(crate) site: Site,
     pub(crate) severity: Severity,
     pub(crate) seed: u64,
+    /// The expert of the layer that most rows go to; 0 where there are none.
+    pub(crate) expert: usize,
     pub(crate) config: &'a Config,
+    pub(crate) operands: &'a Operands,
 }
 
 impl FilePlace<'_> {
@@ -190,7 +202,7 @@ impl FilePlace<'_> {
 
     /// The tensor that the site's op reads; the first of several.
     pub(crate) fn role(&self) -> Role {
-        roles(self.site, self.config)[0]
+        self.operands.at(self.site)[0].0
     }
 
     /// A role of the site's layer.
@@ -242,27 +254,29 @@ pub struct Target<'a> {
     pub weights: Vec<DType>,
 }
 
-/// The tensors that the op of `site` reads, in the order of the op's parts.
-pub(crate) fn roles(site: Site, config: &Config) -> Vec<Role> {
-    use LayerRole::*;
-    let layer = site.layer.map_or(0, |layer| layer as usize);
-    let of_layer = |roles: &[LayerRole]| roles.iter().map(|&r| Role::Layer(layer, r)).collect();
-    match site.stage {
-        Stage::Embedding => vec![Role::TokenEmbd],
-        Stage::LmHead if config.tie_word_embeddings => vec![Role::TokenEmbd],
-        Stage::LmHead => vec![Role::Output],
-        Stage::FinalNorm => vec![Role::OutputNorm],
-        Stage::AttnNorm => of_layer(&[AttnNorm]),
-        Stage::QkvMatmul => of_layer(&[AttnQ, AttnK, AttnV]),
-        Stage::QkvBias => of_layer(&[AttnQBias, AttnKBias, AttnVBias]),
-        Stage::QNorm => of_layer(&[AttnQNorm]),
-        Stage::KNorm => of_layer(&[AttnKNorm]),
-        Stage::AttnOut => of_layer(&[AttnOutput]),
-        Stage::FfnNorm => of_layer(&[FfnNorm]),
-        Stage::FfnGate => of_layer(&[FfnGate]),
-        Stage::FfnUp => of_layer(&[FfnUp]),
-        Stage::FfnOut => of_layer(&[FfnDown]),
-        _ => Vec::new(),
+/// The tensors that the op of each site reads, in the order of its parts, and their stored types.
+#[derive(Debug)]
+pub(crate) struct Operands(BTreeMap<Site, Vec<(Role, DType)>>);
+
+impl Operands {
+    pub(crate) fn of(checkpoint: &Checkpoint, config: &Config) -> Self {
+        let mut operands = BTreeMap::<Site, Vec<(Role, DType)>>::new();
+        for (name, stored) in checkpoint.tensors() {
+            let Some(role) = role_of(name) else { continue };
+            let Some(site) = role.site() else { continue };
+            operands.entry(site).or_default().push((role, stored.dtype()));
+        }
+        // Roles are in the order in which ops join them.
+        operands.values_mut().for_each(|of_site| of_site.sort_by_key(|(role, _)| *role));
+        if config.tie_word_embeddings {
+            let table = operands[&Site::whole(Stage::Embedding)].clone();
+            operands.insert(Site::whole(Stage::LmHead), table);
+        }
+        Self(operands)
+    }
+
+    pub(crate) fn at(&self, site: Site) -> &[(Role, DType)] {
+        self.0.get(&site).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -342,8 +356,20 @@ impl Fault {
         };
         within_reach
             && self.stages.contains(&target.site.stage)
-            && has_site(target.config, target.site)
+            && Dims::from(target.config).has(target.site)
+            && self.is_of_op(target)
             && (self.fits)(target)
+    }
+
+    /// Whether the op at `target` is of the fault's kind: the feed-forward network ends with a product, or with a sum
+    /// over experts.
+    fn is_of_op(&self, target: &Target<'_>) -> bool {
+        let is_sum = target.site.stage == Stage::FfnOut && target.weights.is_empty();
+        match self.plant {
+            Plant::Op(OpFault::Linear(_)) | Plant::File(_) => !is_sum,
+            Plant::Op(OpFault::ExpertSum(_)) => is_sum,
+            _ => true,
+        }
     }
 
     /// What a judge may call it at `target`, if anything; empty if no closed form is to be expected of one.
@@ -374,13 +400,20 @@ impl Fault {
             Reach::NextLayer => layer..layer + 2,
             Reach::EveryLayer => 0..config.num_hidden_layers as u32,
         };
+        let dims = Dims::from(config);
         let stages = self.also.iter().copied().chain([site.stage]);
         let mut sites: Vec<Site> = stages
             .flat_map(|stage| match stage.is_whole_model() {
                 true => vec![Site::whole(stage)],
                 false => layers.clone().map(|layer| Site::layer(layer as usize, stage)).collect(),
             })
-            .filter(|&site| has_site(config, site))
+            .filter(|&site| dims.has(site))
+            // What strikes products strikes no sum over experts, unless that is where it is planted.
+            .filter(|site| {
+                let experts = site.layer.and_then(|layer| config.experts_of(layer as usize));
+                let is_sum = site.stage == Stage::FfnOut && experts.is_some();
+                !is_sum || self.stages.contains(&Stage::FfnOut)
+            })
             // The head reads the embedding's table only if it is tied to it.
             .filter(|site| {
                 let is_head = site.stage == Stage::LmHead && self.stages == [Stage::Embedding];
@@ -391,16 +424,6 @@ impl Fault {
         sites.dedup();
         Expectation::Sites(sites)
     }
-}
-
-/// Whether a model has a site.
-pub(crate) fn has_site(config: &Config, site: Site) -> bool {
-    let stage = match site.stage {
-        Stage::QkvBias => config.attention_bias,
-        Stage::QNorm | Stage::KNorm => config.qk_norm,
-        _ => true,
-    };
-    stage && site.layer.is_none_or(|layer| (layer as usize) < config.num_hidden_layers)
 }
 
 /// For tables: a model of one architecture.

@@ -122,20 +122,6 @@ impl<B: Backend> Faulty<B> {
         Ok(())
     }
 
-    /// Lets the fault, if it is one of values, change `y`, then goes on with it.
-    fn value(&self, y: B::Tensor, target: Option<(OpFault, Place, usize)>) -> Result<B::Tensor> {
-        let y = match target {
-            Some((OpFault::Value(damage), place, _)) => {
-                let mut host = self.host(&y)?;
-                damage(&place, &mut host)?;
-                self.inner.upload(host)?
-            }
-            _ => y,
-        };
-        self.keep(&y)?;
-        Ok(y)
-    }
-
     /// Keeps what the target's layer is given.
     fn keep_input(&self, x: &B::Tensor) -> Result<()> {
         let Some(armed) = self.armed.get() else { return Ok(()) };
@@ -221,6 +207,37 @@ impl<B: Backend> Kernels for Faulty<B> {
     fn add(&self, x: &HostTensor, y: &HostTensor) -> Result<HostTensor> {
         let (x, y) = (self.inner.upload(x.clone())?, self.inner.upload(y.clone())?);
         self.host(&self.inner.add(&x, &y)?)
+    }
+
+    fn top_k(&self, x: &HostTensor, k: usize) -> Result<HostTensor> {
+        self.host(&self.inner.top_k(&self.inner.upload(x.clone())?, k)?)
+    }
+
+    fn route_weights(
+        &self,
+        logits: &HostTensor,
+        ids: &HostTensor,
+        normalize: bool,
+    ) -> Result<HostTensor> {
+        let (logits, ids) = (self.inner.upload(logits.clone())?, self.inner.upload(ids.clone())?);
+        self.host(&self.inner.route_weights(&logits, &ids, normalize)?)
+    }
+
+    fn expert_linear(
+        &self,
+        x: &HostTensor,
+        w: &Stored,
+        experts: usize,
+        ids: &HostTensor,
+    ) -> Result<HostTensor> {
+        let w = self.inner.weight(std::slice::from_ref(w))?;
+        let (x, ids) = (self.inner.upload(x.clone())?, self.inner.upload(ids.clone())?);
+        self.host(&self.inner.expert_linear(&x, &w, experts, &ids)?)
+    }
+
+    fn weighted_sum(&self, x: &HostTensor, weights: &HostTensor) -> Result<HostTensor> {
+        let (x, weights) = (self.inner.upload(x.clone())?, self.inner.upload(weights.clone())?);
+        self.host(&self.inner.weighted_sum(&x, &weights)?)
     }
 
     fn activations(&self, part: &Stored) -> Result<ActivationType> {
@@ -435,7 +452,13 @@ impl<B: Backend> Backend for Faulty<B> {
 
     fn top_k(&self, x: &B::Tensor, k: usize) -> Result<B::Tensor> {
         let target = self.next();
-        self.value(self.inner.top_k(x, k)?, target)
+        let y = self.inner.top_k(x, k)?;
+        damaged!(self, y, target, TopK, |place, _part| op::TopK {
+            place: &place,
+            kernels: self,
+            logits: self.host(x)?,
+            k,
+        })
     }
 
     fn route_weights(
@@ -445,7 +468,14 @@ impl<B: Backend> Backend for Faulty<B> {
         normalize: bool,
     ) -> Result<B::Tensor> {
         let target = self.next();
-        self.value(self.inner.route_weights(logits, ids, normalize)?, target)
+        let y = self.inner.route_weights(logits, ids, normalize)?;
+        damaged!(self, y, target, RouteWeights, |place, _part| op::RouteWeights {
+            place: &place,
+            kernels: self,
+            logits: self.host(logits)?,
+            ids: self.host(ids)?,
+            normalize,
+        })
     }
 
     fn expert_linear(
@@ -456,12 +486,34 @@ impl<B: Backend> Backend for Faulty<B> {
         ids: &B::Tensor,
     ) -> Result<B::Tensor> {
         let target = self.next();
-        self.value(self.inner.expert_linear(x, &w.inner, experts, ids)?, target)
+        let y = self.inner.expert_linear(x, &w.inner, experts, ids)?;
+        let [w] = &w.parts[..] else { panic!("files of the bench hold all experts in one tensor") };
+        let (x, ids) = (|| self.host(x), || self.host(ids));
+        if let Some((OpFault::Linear(damage), place, _)) = &target {
+            let op = op::Experts { place, kernels: self, x: x()?, w, experts, ids: ids()? };
+            let mut host = self.host(&y)?;
+            op.strike(&mut host, *damage)?;
+            return self.inner.upload(host);
+        }
+        damaged!(self, y, target, Experts, |place, _part| op::Experts {
+            place: &place,
+            kernels: self,
+            x: x()?,
+            w,
+            experts,
+            ids: ids()?,
+        })
     }
 
     fn weighted_sum(&self, x: &B::Tensor, weights: &B::Tensor) -> Result<B::Tensor> {
         let target = self.next();
-        self.value(self.inner.weighted_sum(x, weights)?, target)
+        let y = self.inner.weighted_sum(x, weights)?;
+        damaged!(self, y, target, ExpertSum, |place, _part| op::ExpertSum {
+            place: &place,
+            kernels: self,
+            x: self.host(x)?,
+            weights: self.host(weights)?,
+        })
     }
 
     fn add(&self, x: &B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {

@@ -56,8 +56,7 @@ impl ModelSpec {
     /// All of them: the trained one, then the random ones.
     pub fn all() -> impl Iterator<Item = Self> {
         let trained = Format::ALL.into_iter().map(|format| Self::Trained { format });
-        let dense = Architecture::ALL.into_iter().filter(|&a| a != Architecture::Qwen3Moe);
-        let random = dense.flat_map(|architecture| {
+        let random = Architecture::ALL.into_iter().flat_map(|architecture| {
             Format::ALL.into_iter().map(move |format| Self::Random { architecture, format })
         });
         trained.chain(random)

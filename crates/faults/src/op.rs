@@ -4,12 +4,15 @@
 //! cache's type and sums in the engine's order. So a fault changes what a kernel is given, wherever that can say
 //! it, and calls the same kernel again; what it cannot say so it writes into the result.
 
+mod experts;
+
 use std::{collections::BTreeMap, ops::Range};
 
 use apr_model::{Config, HostTensor, Result, RopeFrequencies, RopeTable, Site, Stage};
 use apr_tensor::{Stored, activation::ActivationType};
 
 use crate::{Severity, models::f32_tensor, rng::Rng};
+pub(crate) use experts::{ExpertSum, Experts, RouteWeights, TopK};
 
 /// Where and how hard a fault strikes.
 #[derive(Clone, Debug)]
@@ -19,6 +22,8 @@ pub(crate) struct Place {
     pub(crate) seed: u64,
     /// The step of the run.
     pub(crate) step: usize,
+    /// The expert of the layer that most rows go to; 0 where there are none.
+    pub(crate) expert: usize,
     pub(crate) config: Config,
 }
 
@@ -56,6 +61,22 @@ pub(crate) trait Kernels {
     fn swiglu(&self, gate: &HostTensor, up: &HostTensor, silu: Option<HostTensor>)
     -> Result<Gated>;
     fn add(&self, x: &HostTensor, y: &HostTensor) -> Result<HostTensor>;
+    fn top_k(&self, x: &HostTensor, k: usize) -> Result<HostTensor>;
+    fn route_weights(
+        &self,
+        logits: &HostTensor,
+        ids: &HostTensor,
+        normalize: bool,
+    ) -> Result<HostTensor>;
+    /// Products with the matrices that `w` holds of all `experts`.
+    fn expert_linear(
+        &self,
+        x: &HostTensor,
+        w: &Stored,
+        experts: usize,
+        ids: &HostTensor,
+    ) -> Result<HostTensor>;
+    fn weighted_sum(&self, x: &HostTensor, weights: &HostTensor) -> Result<HostTensor>;
     /// What activations are rounded to before they are multiplied with `part`.
     fn activations(&self, part: &Stored) -> Result<ActivationType>;
 }

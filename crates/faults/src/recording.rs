@@ -98,13 +98,15 @@ impl Recording {
 }
 
 fn dtype_of(tensor: &manifest::Tensor) -> DType {
-    if tensor.dtype == DType::F64.name() { DType::F64 } else { DType::F32 }
+    let known = [DType::F64, DType::I32].into_iter().find(|dtype| dtype.name() == tensor.dtype);
+    known.unwrap_or(DType::F32)
 }
 
 /// `values` in the tensor's type.
 fn bytes_of(tensor: &manifest::Tensor, values: &[f64]) -> Vec<u8> {
     match dtype_of(tensor) {
         DType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::I32 => values.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
     }
 }

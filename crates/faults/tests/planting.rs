@@ -46,6 +46,9 @@ fn rigs(directory: &Path) -> Vec<Rig> {
         (random(Architecture::Llama, Format::Q8_0), Engine::CpuF32),
         (random(Architecture::Llama, Format::F32), Engine::Exact),
         (ModelSpec::Trained { format: Format::Q8_0 }, Engine::Cpu),
+        (random(Architecture::Qwen3Moe, Format::Q4_K_M), Engine::Cpu),
+        (random(Architecture::Qwen3Moe, Format::Q8_0), Engine::LlamaCpp),
+        (random(Architecture::Qwen3Moe, Format::F32), Engine::CpuF32),
     ];
     let trained = trained();
     let rig = |(model, engine): (ModelSpec, Engine)| {

@@ -9,6 +9,10 @@ use crate::{
     op::{Bias, Embed, Gated, Place, Residual, Swiglu, row_len},
 };
 
+const SILU: &[Stage] = &[Stage::FfnSilu, Stage::MoeExpertSilu];
+
+const SWIGL: &[Stage] = &[Stage::FfnSwigl, Stage::MoeExpertSwigl];
+
 const fn op(
     name: &'static str,
     stages: &'static [Stage],
@@ -23,7 +27,7 @@ const fn silu(
     damage: fn(&Swiglu<'_>) -> Result<Gated>,
     about: &'static str,
 ) -> Fault {
-    op(name, &[Stage::FfnSilu], OpFault::Swiglu(damage), about)
+    op(name, SILU, OpFault::Swiglu(damage), about)
 }
 
 const fn residual(
@@ -50,16 +54,16 @@ pub(super) const FAULTS: &[Fault] = &[
     silu("sigmoid", sigmoid, "The sigmoid is not multiplied with the gate.")
         .diagnosed(&["sigmoid-for-silu"]),
     silu("silu-of-up", of_up, "SiLU is applied to up instead of gate.")
-        .also(&[Stage::FfnSwigl])
+        .also(SWIGL)
         .diagnosed(&["silu-on-up"]),
     silu("silu-missing", identity, "There is no activation function.").diagnosed(&["silu-missing"]),
     silu("silu-coarse", coarse, "The exponential is a table of 256 entries."),
-    op("swiglu-clipped", &[Stage::FfnSwigl], OpFault::Value(clipped), "Large values are clipped.")
+    op("swiglu-clipped", SWIGL, OpFault::Value(clipped), "Large values are clipped.")
         .graded()
         .diagnosed(&["clipped"]),
     op(
         "swiglu-f16-overflow",
-        &[Stage::FfnSwigl],
+        SWIGL,
         OpFault::Value(overflow),
         "The product overflows a type that is too small, and is infinite.",
     )
@@ -67,14 +71,14 @@ pub(super) const FAULTS: &[Fault] = &[
     .diagnosed(&["f16-overflow", "nan-origin"]),
     op(
         "swiglu-added",
-        &[Stage::FfnSwigl],
+        SWIGL,
         OpFault::Swiglu(added),
         "Gate and up are added instead of multiplied.",
     )
     .diagnosed(&["sum-for-product"]),
     op(
         "swiglu-up-missing",
-        &[Stage::FfnSwigl],
+        SWIGL,
         OpFault::Swiglu(up_missing),
         "The gate is not multiplied with up.",
     )

@@ -24,6 +24,25 @@ const LABELLED: &[Stage] = &[
     Stage::Attention,
     Stage::PostAttnResidual,
     Stage::FfnUp,
+    Stage::MoeRouter,
+    Stage::MoeRouterWeights,
+    Stage::MoeExpertUp,
+    Stage::MoeExpertOut,
+    Stage::FfnOut,
+];
+
+/// The same of what is told apart by being equal or not.
+const LABELLED_IDS: &[Stage] = &[
+    Stage::AttnNorm,
+    Stage::QkvMatmul,
+    Stage::KPostRope,
+    Stage::AttnSoftmax,
+    Stage::Attention,
+    Stage::PostAttnResidual,
+    Stage::FfnUp,
+    Stage::MoeRouter,
+    Stage::MoeRouterIndices,
+    Stage::MoeExpertUp,
     Stage::FfnOut,
 ];
 
@@ -56,7 +75,7 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .blaming(Blames::Nothing),
     // Not the softmax of flash attention, which never exists.
-    capture("captured-not", LABELLED, stage_missing, "The stage was not captured.")
+    capture("captured-not", LABELLED_IDS, stage_missing, "The stage was not captured.")
         .only(|target| {
             !(target.engine == Engine::LlamaCpp && target.site.stage == Stage::AttnSoftmax)
         })
@@ -70,7 +89,7 @@ pub(super) const FAULTS: &[Fault] = &[
     .blaming(Blames::Nothing),
     capture(
         "captured-of-other-layer",
-        LABELLED,
+        LABELLED_IDS,
         layer_label,
         "The stage's values of this layer and the next are exchanged.",
     )
@@ -86,11 +105,11 @@ pub(super) const FAULTS: &[Fault] = &[
     .diagnosed(&["value-of-other-layer"]),
     capture(
         "captured-stages-exchanged",
-        &[Stage::FfnGate],
+        &[Stage::FfnGate, Stage::MoeExpertGate],
         stages_exchanged,
         "Gate and up are written under each other's name.",
     )
-    .also(&[Stage::FfnUp])
+    .also(&[Stage::FfnUp, Stage::MoeExpertUp])
     .diagnosed(&["gate-up-swapped", "equals-another-stage"]),
     capture(
         "captured-from-reused-buffer",
@@ -116,13 +135,18 @@ pub(super) const FAULTS: &[Fault] = &[
     .also(&[Stage::FinalNorm])
     .only(|target| target.site.layer == Some(target.config.num_hidden_layers as u32 - 1))
     .diagnosed(&["equals-another-stage"]),
-    capture("captured-rows-shifted", LABELLED, rows_shifted, "Rows are those of the token before.")
-        .diagnosed(&["rows-of-another-token"]),
-    capture("captured-one-row-repeated", LABELLED, row_repeated, "Every row is the last one.")
+    capture(
+        "captured-rows-shifted",
+        LABELLED_IDS,
+        rows_shifted,
+        "Rows are those of the token before.",
+    )
+    .diagnosed(&["rows-of-another-token"]),
+    capture("captured-one-row-repeated", LABELLED_IDS, row_repeated, "Every row is the last one.")
         .diagnosed(&["last-row-only-repeated", "rows-of-another-token"]),
     capture(
         "captured-steps-exchanged",
-        LABELLED,
+        LABELLED_IDS,
         steps_exchanged,
         "The stage's values of the two decode steps are exchanged.",
     )
@@ -136,7 +160,7 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     capture(
         "captured-zeros",
-        LABELLED,
+        LABELLED_IDS,
         zeros,
         "The buffer was written before it was filled: zeros.",
     )
@@ -166,7 +190,16 @@ pub(super) const FAULTS: &[Fault] = &[
         declared_unrounded,
         "Activations were rounded to 8 bits, and the manifest says they were not.",
     )
-    .also(&[Stage::AttnOut, Stage::FfnGate, Stage::FfnUp, Stage::FfnOut, Stage::LmHead])
+    .also(&[
+        Stage::AttnOut,
+        Stage::FfnGate,
+        Stage::FfnUp,
+        Stage::MoeExpertGate,
+        Stage::MoeExpertUp,
+        Stage::MoeExpertOut,
+        Stage::FfnOut,
+        Stage::LmHead,
+    ])
     .reaching(Reach::EveryLayer)
     .only(|target| {
         target.engine.rounds_activations() && target.weights.iter().all(|w| w.block_len() > 1)
@@ -268,7 +301,11 @@ fn layers_exchanged(place: &CapturePlace<'_>, recording: &mut Recording) {
 }
 
 fn stages_exchanged(place: &CapturePlace<'_>, recording: &mut Recording) {
-    exchange(recording, at(place, Stage::FfnGate), at(place, Stage::FfnUp));
+    let up = match place.site.stage {
+        Stage::MoeExpertGate => Stage::MoeExpertUp,
+        _ => Stage::FfnUp,
+    };
+    exchange(recording, place.site, at(place, up));
 }
 
 fn buffer_reused(place: &CapturePlace<'_>, recording: &mut Recording) {
@@ -382,7 +419,7 @@ fn positions_shifted(_: &CapturePlace<'_>, recording: &mut Recording) {
 
 fn declared_unrounded(_: &CapturePlace<'_>, recording: &mut Recording) {
     let plan = recording.manifest.provenance.plan.iter_mut();
-    for op in plan.flat_map(|plan| &mut plan.ops).filter(|op| op.op == "linear") {
+    for op in plan.flat_map(|plan| &mut plan.ops).filter(|op| op.op.ends_with("linear")) {
         op.activations.iter_mut().for_each(|activations| *activations = "F32".to_owned());
     }
 }

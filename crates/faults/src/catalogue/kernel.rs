@@ -13,8 +13,18 @@ use crate::{
 };
 
 /// What every product with a matrix can suffer from.
-const MATRIX: &[Stage] =
-    &[Stage::QkvMatmul, Stage::AttnOut, Stage::FfnGate, Stage::FfnUp, Stage::FfnOut, Stage::LmHead];
+const MATRIX: &[Stage] = &[
+    Stage::QkvMatmul,
+    Stage::AttnOut,
+    Stage::FfnGate,
+    Stage::FfnUp,
+    Stage::MoeRouter,
+    Stage::MoeExpertGate,
+    Stage::MoeExpertUp,
+    Stage::MoeExpertOut,
+    Stage::FfnOut,
+    Stage::LmHead,
+];
 
 const NORMS: &[Stage] =
     &[Stage::AttnNorm, Stage::FfnNorm, Stage::QNorm, Stage::KNorm, Stage::FinalNorm];
@@ -28,6 +38,10 @@ const ANY: &[Stage] = &[
     Stage::PostAttnResidual,
     Stage::FfnUp,
     Stage::FfnSwigl,
+    Stage::MoeRouter,
+    Stage::MoeExpertUp,
+    Stage::MoeExpertSwigl,
+    Stage::MoeExpertOut,
     Stage::FfnOut,
     Stage::FinalNorm,
     Stage::LmHead,
@@ -233,7 +247,8 @@ fn head_dropped(op: &Linear<'_>, y: &mut HostTensor) -> Result<()> {
 fn tile_edge(op: &Linear<'_>, y: &mut HostTensor) -> Result<()> {
     let mut half = y.clone();
     without(op, &mut half, op.dims()[1] / 2..op.dims()[1])?;
-    let edge = op.columns().end - 16..op.columns().end;
+    let columns = op.columns();
+    let edge = columns.end - columns.len().min(16)..columns.end;
     let width = row_len(y);
     for (y, half) in y.values.chunks_exact_mut(width).zip(half.values.chunks_exact(width)) {
         y[edge.clone()].copy_from_slice(&half[edge.clone()]);
@@ -371,7 +386,7 @@ fn rounded_bf16(op: &Linear<'_>, y: &mut HostTensor) -> Result<()> {
 }
 
 fn strip_zero(op: &Linear<'_>, y: &mut HostTensor) -> Result<()> {
-    let strip = op.dims()[0] / op.place.pick(16, 4);
+    let strip = (op.dims()[0] / op.place.pick(16, 4)).max(1);
     op.rows(y).for_each(|row| row[strip..2 * strip].fill(0.0));
     Ok(())
 }

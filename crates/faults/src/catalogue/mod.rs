@@ -4,6 +4,7 @@ mod activations;
 mod attention;
 mod capture;
 mod config;
+mod experts;
 mod kernel;
 mod weights;
 
@@ -22,6 +23,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         capture::FAULTS,
     ]
     .into_iter()
+    .chain(experts::FAULTS)
     .flatten()
 }
 

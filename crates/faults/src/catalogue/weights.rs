@@ -9,14 +9,23 @@ use half::{bf16, f16};
 
 use crate::{
     Fault, Result, Severity, Target,
-    fault::{Family, FilePlace, Plant, Reach, is_llama, roles},
+    fault::{Family, FilePlace, Plant, Reach, is_llama},
     models::f32_tensor,
 };
 
 type Alter = fn(&FilePlace<'_>, &mut Draft) -> Result<()>;
 
-const MATRIX: &[Stage] =
-    &[Stage::QkvMatmul, Stage::AttnOut, Stage::FfnGate, Stage::FfnUp, Stage::FfnOut];
+const MATRIX: &[Stage] = &[
+    Stage::QkvMatmul,
+    Stage::AttnOut,
+    Stage::FfnGate,
+    Stage::FfnUp,
+    Stage::MoeRouter,
+    Stage::MoeExpertGate,
+    Stage::MoeExpertUp,
+    Stage::MoeExpertOut,
+    Stage::FfnOut,
+];
 
 const NORMS: &[Stage] =
     &[Stage::AttnNorm, Stage::FfnNorm, Stage::QNorm, Stage::KNorm, Stage::FinalNorm];
@@ -50,11 +59,11 @@ pub(super) const FAULTS: &[Fault] = &[
     .diagnosed(&["qk-rows-in-halves"]),
     file(
         "gate-up-swapped",
-        &[Stage::FfnGate],
+        &[Stage::FfnGate, Stage::MoeExpertGate],
         gate_up_swapped,
         "Gate and up projection are exchanged.",
     )
-    .also(&[Stage::FfnUp])
+    .also(&[Stage::FfnUp, Stage::MoeExpertUp])
     .diagnosed(&["gate-up-swapped"]),
     file(
         "k-v-swapped",
@@ -82,6 +91,10 @@ pub(super) const FAULTS: &[Fault] = &[
         Stage::FfnNorm,
         Stage::FfnGate,
         Stage::FfnUp,
+        Stage::MoeRouter,
+        Stage::MoeExpertGate,
+        Stage::MoeExpertUp,
+        Stage::MoeExpertOut,
         Stage::FfnOut,
     ])
     .diagnosed(&["norm-weight-of-another"]),
@@ -218,6 +231,13 @@ pub(super) const FAULTS: &[Fault] = &[
         mislabelled,
         "The norm weight was written as f16 and is read as bf16.",
     ),
+    file(
+        "matrix-type-mislabelled",
+        MATRIX,
+        matrix_mislabelled,
+        "The matrix was written as f16 and is read as bf16, or as Q4_K and is read as Q4_0, which is as long.",
+    )
+    .only(|target| matches!(target.weights[..], [DType::F32 | DType::Q4_K, ..])),
 ];
 
 fn row_permuted(place: &FilePlace<'_>, draft: &mut Draft, role: LayerRole) -> Result<()> {
@@ -252,7 +272,11 @@ fn permutation_lost(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
 }
 
 fn gate_up_swapped(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
-    let [gate, up] = [LayerRole::FfnGate, LayerRole::FfnUp].map(|role| place.of_layer(role));
+    let roles = match place.site.stage {
+        Stage::MoeExpertGate => [LayerRole::FfnGateExps, LayerRole::FfnUpExps],
+        _ => [LayerRole::FfnGate, LayerRole::FfnUp],
+    };
+    let [gate, up] = roles.map(|role| place.of_layer(role));
     place.swap(draft, gate, up)
 }
 
@@ -268,8 +292,8 @@ fn norms_swapped(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
 }
 
 fn of_other_layer(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
-    let roles = roles(place.site, place.config);
-    let role = roles[place.rng().below(roles.len())];
+    let operands = place.operands.at(place.site);
+    let (role, _) = operands[place.rng().below(operands.len())];
     let Role::Layer(_, of_layer) = role else { return Ok(()) };
     let other = place.tensor(draft, Role::Layer(place.next_layer(), of_layer))?.clone();
     *place.tensor(draft, role)? = other;
@@ -324,8 +348,17 @@ fn mislabelled(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
     with_values(place.tensor(draft, place.role())?, change)
 }
 
+fn matrix_mislabelled(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
+    let stored = place.tensor(draft, place.role())?;
+    if stored.dtype() != DType::Q4_K {
+        return mislabelled(place, draft);
+    }
+    *stored = Stored::new(DType::Q4_0, stored.shape().clone(), stored.bytes().clone())?;
+    Ok(())
+}
+
 /// Multiplies a tensor by `factor`, through the scales of its blocks.
-fn scale(stored: &mut Stored, factor: f32) -> Result<()> {
+pub(super) fn scale(stored: &mut Stored, factor: f32) -> Result<()> {
     let scales: &[usize] = match stored.dtype() {
         DType::Q8_0 => &[0],
         DType::Q4_K => &[0, 2],
@@ -344,7 +377,7 @@ fn scale(stored: &mut Stored, factor: f32) -> Result<()> {
 }
 
 /// Whether one factor says it all: scales of blocks are rounded once more, each by itself, unless they are doubled.
-fn is_scaled_exactly(target: &Target<'_>, severity: Severity) -> bool {
+pub(super) fn is_scaled_exactly(target: &Target<'_>, severity: Severity) -> bool {
     severity == Severity::Gross || target.weights.iter().all(|&dtype| dtype == DType::F32)
 }
 
@@ -356,7 +389,7 @@ fn scaled(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
     scale(place.tensor(draft, place.role())?, factor)
 }
 
-fn with_bytes(stored: &mut Stored, change: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+pub(super) fn with_bytes(stored: &mut Stored, change: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
     let mut bytes = stored.bytes().to_vec();
     change(&mut bytes);
     *stored = Stored::new(stored.dtype(), stored.shape().clone(), bytes.into())?;
@@ -389,7 +422,11 @@ fn reversed(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
 }
 
 fn transposed(place: &FilePlace<'_>, draft: &mut Draft) -> Result<()> {
-    let stored = place.tensor(draft, place.role())?;
+    transpose(place.tensor(draft, place.role())?)
+}
+
+/// Stores a matrix column by column.
+pub(super) fn transpose(stored: &mut Stored) -> Result<()> {
     let [rows, cols] = stored.shape().dims()[..] else { return Ok(()) };
     let w = stored.to_f32()?;
     let index = (0..rows * cols).map(|i| i % cols * rows + i / cols);

@@ -19,7 +19,8 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 64;
 const FFN: usize = 512;
-const EXPERTS: usize = 8;
+/// More than ten: names of experts do not sort as their numbers do.
+const EXPERTS: usize = 12;
 const EXPERTS_PER_TOK: usize = 3;
 const MOE_FFN: usize = 256;
 const VOCAB: usize = 512;
@@ -28,6 +29,8 @@ const PROMPT: usize = 26;
 /// The channel of the residual stream that is huge, and how many times.
 const MASSIVE: usize = 100;
 const TIMES: f32 = 300.0;
+/// How many times norms lift the others after it.
+const LIFT: f32 = 12.0;
 
 /// The model, and tokens for it.
 pub(super) fn model(
@@ -36,7 +39,7 @@ pub(super) fn model(
     seed: u64,
 ) -> Result<(Draft, Vec<u32>)> {
     let mut rng = Rng::new(crate::rng::seed_of(seed, architecture.name()));
-    let mut draft = Draft { metadata: metadata(architecture), tensors: Vec::new() };
+    let mut draft = Draft { metadata: metadata(architecture, format), tensors: Vec::new() };
     let mut push = |role: Role, stored: Stored| draft.tensors.push((role.gguf_name(), stored));
 
     // As in their own small models: Qwen3 ties the head. The others here do not.
@@ -90,7 +93,9 @@ pub(super) fn model(
             experts(FfnGateExps, low, MOE_FFN, HIDDEN, 1.5 * into(HIDDEN), &one)?;
             experts(FfnUpExps, low, MOE_FFN, HIDDEN, into(HIDDEN), &one)?;
             experts(FfnDownExps, high, HIDDEN, MOE_FFN, 2.0 * into(MOE_FFN), &massive)?;
-            push(FfnGateInp, matrix(&mut rng, DType::F32, EXPERTS, HIDDEN, into(HIDDEN), one)?);
+            // Logits of about 1: the lifted norms would leave one expert all the weight.
+            let std = into(HIDDEN) / if layer > 0 { LIFT } else { 1.0 };
+            push(FfnGateInp, matrix(&mut rng, DType::F32, EXPERTS, HIDDEN, std, one)?);
             continue;
         }
         push(FfnGate, matrix(&mut rng, low, FFN, HIDDEN, 1.5 * into(HIDDEN), one)?);
@@ -108,7 +113,7 @@ pub(super) fn model(
     Ok((draft, prompt))
 }
 
-fn metadata(architecture: Architecture) -> Map {
+fn metadata(architecture: Architecture, format: Format) -> Map {
     let mut map = Map::default();
     let key = |suffix: &str| format!("{}.{suffix}", architecture.gguf_name());
     map.insert("general.architecture", architecture.gguf_name());
@@ -129,6 +134,8 @@ fn metadata(architecture: Architecture) -> Map {
         set("expert_count", EXPERTS);
         set("expert_used_count", EXPERTS_PER_TOK);
         set("expert_feed_forward_length", MOE_FFN);
+        // Most models divide the weights of the chosen experts by their sum, some do not.
+        map.insert(key("expert_weights_norm"), format != Format::Q8_0);
     }
     let (theta, eps) = match architecture {
         Architecture::Llama => (500_000.0f32, 1e-5f32),
@@ -153,7 +160,7 @@ fn llama3_factors() -> Vec<f32> {
 
 /// A norm weight; after the huge channel has appeared it damps that one and lifts the others.
 fn norm(rng: &mut Rng, after: bool) -> Result<Stored> {
-    let lift = if after { 12.0 } else { 1.0 };
+    let lift = if after { LIFT } else { 1.0 };
     let weight = |channel: usize, rng: &mut Rng| match after && channel == MASSIVE {
         true => 0.05,
         false => lift * (0.3 + 1.2 * rng.uniform()),
