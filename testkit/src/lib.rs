@@ -8,9 +8,11 @@ mod fixtures;
 pub mod hub;
 pub mod invariants;
 mod isolated;
+mod mutants;
 
 pub use collect::{Collect, Shown};
 pub use distance::relative_l2;
 pub use draft::Draft;
 pub use fixtures::{Golden, TINY, fixture, golden};
 pub use isolated::Isolated;
+pub use mutants::Mutants;

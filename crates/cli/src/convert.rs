@@ -1,10 +1,6 @@
 //! `apr convert`: a model in another container and in other types.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use anyhow::{Result, bail};
 use apr_convert::{
@@ -109,8 +105,8 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     engine::runnable_config(&source)?;
     let config = read_config(&source)?;
     let output = Output::new(&args.output, target, &source, args.force)?;
-    let plan = Plan::new(&source, &config, target, args.options()?)?;
-    let mut report = args.report(&source, &plan, &output);
+    let plan = Plan::new(&source, &config, target, args.options(&output)?)?;
+    let mut report = args.report(&source, &plan);
     if !args.json {
         output::print(&report.plan())?;
     }
@@ -163,14 +159,20 @@ impl Args {
         )
     }
 
-    fn options(&self) -> Result<Options> {
+    fn options(&self, output: &Output) -> Result<Options> {
         let recipe = self.quantize.or(self.dtype.map(|dtype| match dtype {
             FloatType::F32 => Recipe::F32,
             FloatType::F16 => Recipe::F16,
             FloatType::Bf16 => Recipe::BF16,
         }));
         let importance = self.imatrix.as_deref().map(Importance::open).transpose()?;
-        Ok(Options { recipe, importance, requantize: self.requantize, lossy: self.lossy })
+        Ok(Options {
+            recipe,
+            importance,
+            requantize: self.requantize,
+            weights_alone: output.is_weights_alone(),
+            lossy: self.lossy,
+        })
     }
 
     fn write(&self, plan: &Plan, output: &Output) -> Result<Written> {
@@ -188,7 +190,7 @@ impl Args {
         Ok(written?)
     }
 
-    fn report(&self, source: &Checkpoint, plan: &Plan, output: &Output) -> Conversion {
+    fn report(&self, source: &Checkpoint, plan: &Plan) -> Conversion {
         let tensors: Vec<_> = plan.tensors.iter().map(tensor_line).collect();
         Conversion {
             schema: "apr-convert/1",
@@ -202,7 +204,7 @@ impl Args {
             parameters: plan.tensors.iter().map(|t| t.shape.elements() as u64).sum(),
             types: mix(&plan.tensors),
             losses: plan.losses.iter().map(Loss::to_string).collect(),
-            notes: notes(plan, output.path()),
+            notes: notes(plan),
             tensors,
             outcome: None,
         }
@@ -241,12 +243,12 @@ fn tensor_line(tensor: &Planned) -> TensorLine {
 }
 
 /// What was decided that nobody has asked for.
-fn notes(plan: &Plan, path: &Path) -> Vec<String> {
+fn notes(plan: &Plan) -> Vec<String> {
     let mut notes = Vec::new();
     let dequantised = plan.tensors.iter().filter(|tensor| tensor.is_dequantised()).count();
     if dequantised > 0 && plan.layout.recipe.is_none() {
         notes.push(format!(
-            "{} {} has no type for: stored as F32, exactly the numbers that they stand for",
+            "{} in types that {} files lack: stored as F32, exactly the numbers that they stand for",
             plural(dequantised, "tensor"),
             plan.target
         ));
@@ -259,11 +261,7 @@ fn notes(plan: &Plan, path: &Path) -> Vec<String> {
             plural(without, "tensor")
         ));
     }
-    if plan.target == Target::Safetensors && path.extension().is_some_and(|e| e == "safetensors") {
-        notes.push(
-            "weights alone: a Hugging Face directory has config and tokenizer too".to_owned(),
-        );
-    }
+    notes.extend(plan.metadata.notes.iter().map(Loss::to_string));
     notes
 }
 

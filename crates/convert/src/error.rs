@@ -12,10 +12,10 @@ use crate::{Loss, Recipe, Target};
 pub enum Error {
     /// A file is damaged, contradicts itself, or cannot hold what it should.
     #[error(transparent)]
-    Format(#[from] apr_format::Error),
+    Format(Box<apr_format::Error>),
     /// The checkpoint is no model that is known here.
     #[error(transparent)]
-    Model(#[from] apr_model::Error),
+    Model(Box<apr_model::Error>),
     /// A tensor's numbers cannot be read.
     #[error(transparent)]
     Tensor(#[from] apr_tensor::Error),
@@ -157,6 +157,18 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl From<apr_format::Error> for Error {
+    fn from(error: apr_format::Error) -> Self {
+        Self::Format(Box::new(error))
+    }
+}
+
+impl From<apr_model::Error> for Error {
+    fn from(error: apr_model::Error) -> Self {
+        Self::Model(Box::new(error))
+    }
 }
 
 /// Shorthand for results of this crate.

@@ -20,6 +20,7 @@ const PARTIAL: &str = ".apr-convert-";
 pub struct Output {
     path: PathBuf,
     is_directory: bool,
+    is_weights_alone: bool,
     force: bool,
 }
 
@@ -28,8 +29,10 @@ impl Output {
     /// of a safetensors file. What is there is only replaced with `force`, and never if it belongs to `source`.
     pub fn new(path: &Path, target: Target, source: &Checkpoint, force: bool) -> Result<Self> {
         let is_file_name = path.extension().is_some_and(|extension| extension == "safetensors");
-        let is_directory = target == Target::Safetensors && !is_file_name;
-        let output = Self { path: path.to_owned(), is_directory, force };
+        let is_safetensors = target == Target::Safetensors;
+        let (is_directory, is_weights_alone) =
+            (is_safetensors && !is_file_name, is_safetensors && is_file_name);
+        let output = Self { path: path.to_owned(), is_directory, is_weights_alone, force };
         if let Ok(own) = path.canonicalize() {
             let sources = source.files().iter().map(|file| file.path());
             for theirs in sources.chain([source.path()]) {
@@ -47,6 +50,11 @@ impl Output {
     /// Whether it is a Hugging Face directory.
     pub fn is_directory(&self) -> bool {
         self.is_directory
+    }
+
+    /// Whether it is one file of weights without a config.
+    pub fn is_weights_alone(&self) -> bool {
+        self.is_weights_alone
     }
 
     /// The final name.

@@ -27,6 +27,8 @@ pub struct Options {
     pub importance: Option<Importance>,
     /// Whether quantised weights may be quantised again: the errors of both add up.
     pub requantize: bool,
+    /// Whether there is nothing but weights: one safetensors file, in no directory.
+    pub weights_alone: bool,
     /// Whether what the target cannot express may be left out.
     pub lossy: bool,
 }
@@ -84,7 +86,7 @@ impl Plan {
         target: Target,
         options: Options,
     ) -> Result<Self> {
-        let Options { recipe, importance, requantize, lossy } = options;
+        let Options { recipe, importance, requantize, weights_alone, lossy } = options;
         if let Some(recipe) = recipe {
             target.check_recipe(recipe)?;
         }
@@ -110,6 +112,7 @@ impl Plan {
         let turn = Turn { to, head_dim: config.head_dim };
         let turn = (to != head_rows(source, config)?).then_some(turn);
         let mut tensors = Vec::new();
+        check_shapes(source, config, &by_role)?;
         for (role, parts) in target.arranged(by_role) {
             let shape = shape_of(role, &parts);
             let importance = importance.is_some();
@@ -141,6 +144,12 @@ impl Plan {
             tensors.retain(|tensor| tensor.role != Role::RopeFreqs);
         }
         losses.extend(metadata.losses.iter().cloned());
+        if weights_alone {
+            losses.extend(metadata.files.iter().map(|(name, _)| Loss {
+                what: name.clone(),
+                why: "a safetensors file has weights alone; a directory has it".to_owned(),
+            }));
+        }
         if !losses.is_empty() && !lossy {
             return Err(Error::Lossy { losses });
         }
@@ -274,11 +283,13 @@ impl Target {
                 (Self::Apr | Self::Safetensors, Role::Layer(layer, part))
                     if part.is_of_experts() =>
                 {
-                    let all = &parts[0];
-                    let experts = all.shape().dims()[0].max(1);
-                    let rows = all.shape().rows() / experts;
+                    let &[experts, rows, _] = parts[0].shape().dims() else {
+                        // Not of the config's shape, which has been refused, or of no mixture at all.
+                        arranged.insert(role, parts);
+                        continue;
+                    };
                     for expert in 0..experts {
-                        let one = all.slice_rows(expert * rows..(expert + 1) * rows);
+                        let one = parts[0].slice_rows(expert * rows..(expert + 1) * rows);
                         arranged.insert(Role::Expert(layer, part, expert), vec![one]);
                     }
                 }
@@ -289,6 +300,36 @@ impl Target {
         }
         arranged
     }
+}
+
+/// Whether tensors can be taken apart as far as that is necessary. All else about their shapes is for who binds them.
+fn check_shapes(
+    source: &Checkpoint,
+    config: &Config,
+    by_role: &BTreeMap<Role, Vec<Stored>>,
+) -> Result<()> {
+    use LayerRole::{AttnK, AttnKBias, AttnQ, AttnQBias, FfnDownExps, FfnGateExps, FfnUpExps};
+    let hidden = config.hidden_size;
+    let experts = config.moe.as_ref().map(|moe| (moe.num_experts, moe.moe_intermediate_size));
+    for (&role, parts) in by_role {
+        let Role::Layer(_, part) = role else { continue };
+        let expected: Shape = match (part, experts) {
+            (AttnQ, _) => [config.q_dim(), hidden].into(),
+            (AttnK, _) => [config.kv_dim(), hidden].into(),
+            (AttnQBias, _) => [config.q_dim()].into(),
+            (AttnKBias, _) => [config.kv_dim()].into(),
+            (FfnGateExps | FfnUpExps, Some((experts, ffn))) => [experts, ffn, hidden].into(),
+            (FfnDownExps, Some((experts, ffn))) => [experts, hidden, ffn].into(),
+            _ => continue,
+        };
+        let found = parts[0].shape();
+        if *found != expected {
+            let (file, name) = (source.path().display().to_string(), role.to_string());
+            let found = found.clone();
+            return Err(apr_model::Error::TensorShape { file, name, expected, found }.into());
+        }
+    }
+    Ok(())
 }
 
 /// The shape of a tensor that is made of `parts`.

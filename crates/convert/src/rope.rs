@@ -10,7 +10,11 @@ use crate::Result;
 pub(crate) fn frequencies(checkpoint: &Checkpoint, config: &Config) -> Result<RopeFrequencies> {
     let plain = config.rope_frequencies();
     let Some(stored) = checkpoint.tensor(&Role::RopeFreqs.gguf_name()) else { return Ok(plain) };
-    // Binding has compared the lengths.
+    let (expected, found) = ([config.rotary_dim / 2].into(), stored.shape().clone());
+    if found != expected {
+        let (file, name) = (checkpoint.path().display().to_string(), Role::RopeFreqs.gguf_name());
+        return Err(apr_model::Error::TensorShape { file, name, expected, found }.into());
+    }
     Ok(plain.divided_by(&stored.to_f32()?))
 }
 

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use crate::{Error, Importance, Planned, Result};
 
 /// Bytes that are moved at once.
-const MOVED: usize = 8 << 20;
+pub(crate) const MOVED: usize = 8 << 20;
 
 /// Numbers that are recoded at once.
-const RECODED: usize = 2 << 20;
+pub(crate) const RECODED: usize = 2 << 20;
 
 /// What recoding has changed: squares of numbers and of their errors, each times how much its column matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -55,7 +55,6 @@ pub(crate) fn stream(
             change.add(recoder.recode(sink)?);
         }
         rows_before += part.shape().rows();
-        tensor.parts[index].bytes().release();
     }
     Ok(change)
 }
@@ -64,7 +63,11 @@ fn moved(part: &Stored, sink: &mut Sink<'_>) -> Result<()> {
     if part.bytes().is_empty() {
         return sink(&[], 0);
     }
-    part.bytes().chunks(MOVED).try_for_each(|piece| sink(piece, piece.len() as u64))
+    for piece in part.bytes().chunks(MOVED) {
+        sink(piece, piece.len() as u64)?;
+        part.bytes().release();
+    }
+    Ok(())
 }
 
 /// Writes a part of a tensor in the tensor's type.
@@ -116,6 +119,7 @@ impl<'a> Recoder<'a> {
             // One after the other: a sum in another order would have other bits.
             changes.into_iter().for_each(|row| change.add(row));
             sink(piece, (count * source_row) as u64)?;
+            self.part.bytes().release();
         }
         Ok(change)
     }

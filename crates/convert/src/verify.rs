@@ -10,7 +10,10 @@ use apr_model::{Config, MoeConfig, RopeFrequencies, read_config};
 use apr_tensor::{DType, Stored};
 use rayon::prelude::*;
 
-use crate::{Error, Plan, Planned, Result, Target, rope};
+use crate::{
+    Error, Plan, Planned, Result, Target, rope,
+    stream::{MOVED, RECODED},
+};
 
 /// Compares the model at `path` with the sources of `plan`.
 pub(crate) fn verify(plan: &Plan, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
@@ -30,8 +33,6 @@ pub(crate) fn verify(plan: &Plan, path: &Path, progress: &mut dyn FnMut(u64)) ->
             return Err(failed("its type or shape is another"));
         }
         compare(tensor, stored, progress)?.map_or(Ok(()), |why| Err(failed(&why)))?;
-        stored.bytes().release();
-        tensor.parts.iter().for_each(|part| part.bytes().release());
     }
     for checksum in written.checksums() {
         // Reading everything again must not keep everything in memory.
@@ -69,7 +70,7 @@ fn compare(
         let rows = part.shape().rows();
         let counterpart = stored.slice_rows(rows_before..rows_before + rows);
         let why = match part.dtype() == tensor.dtype {
-            true => (part.bytes()[..] != counterpart.bytes()[..])
+            true => (!same_bytes(&part, &counterpart))
                 .then(|| "its bytes are not those of the source".to_owned()),
             false => rounded_away(&part, &counterpart)?,
         };
@@ -82,30 +83,44 @@ fn compare(
     Ok(None)
 }
 
+fn same_bytes(part: &Stored, written: &Stored) -> bool {
+    let mut pieces = part.bytes().chunks(MOVED).zip(written.bytes().chunks(MOVED));
+    part.bytes().len() == written.bytes().len()
+        && pieces.all(|(expected, found)| {
+            let same = expected == found;
+            [part, written].iter().for_each(|stored| stored.bytes().release());
+            same
+        })
+}
+
 /// What is wrong with `written`, which holds the numbers of `part` in another type.
 fn rounded_away(part: &Stored, written: &Stored) -> Result<Option<String>> {
     let (rows, cols) = (part.shape().rows(), part.shape().cols());
     let exact = written.dtype() == DType::F32;
-    let rows: Vec<[f64; 2]> = (0..rows)
-        .into_par_iter()
-        .map_init(
-            || [(); 3].map(|()| vec![0.0f32; cols]),
-            |[expected, found, steps], row| {
-                part.dequantize_row(row, expected)?;
-                written.dequantize_row(row, found)?;
-                if exact {
-                    let same = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits();
-                    let differing = expected.iter().zip(&*found).filter(|&pair| !same(pair));
-                    return Ok([differing.count() as f64, 0.0]);
-                }
-                written.row_steps(row, steps)?;
-                let errors = expected.iter().zip(&*found).map(|(x, y)| square(x - y));
-                Ok([errors.sum(), steps.iter().map(|&step| square(step / 2.0)).sum()])
-            },
-        )
-        .collect::<apr_tensor::Result<_>>()?;
-    let [noise, bound] =
-        rows.into_iter().fold([0.0; 2], |sum, row| [sum[0] + row[0], sum[1] + row[1]]);
+    let of_row = |row: usize, [expected, found, steps]: &mut [Vec<f32>; 3]| {
+        part.dequantize_row(row, expected)?;
+        written.dequantize_row(row, found)?;
+        if exact {
+            let differs = |(x, y): &(&f32, &f32)| x.to_bits() != y.to_bits();
+            return Ok([expected.iter().zip(&*found).filter(differs).count() as f64, 0.0]);
+        }
+        written.row_steps(row, steps)?;
+        let errors = expected.iter().zip(&*found).map(|(x, y)| square(x - y));
+        Ok([errors.sum(), steps.iter().map(|&step| square(step / 2.0)).sum()])
+    };
+    let at_once = (RECODED / cols.max(1)).max(1);
+    let [mut noise, mut bound] = [0.0; 2];
+    for first in (0..rows).step_by(at_once) {
+        let sums: Vec<[f64; 2]> = (first..rows.min(first + at_once))
+            .into_par_iter()
+            .map_init(|| [(); 3].map(|()| vec![0.0; cols]), |values, row| of_row(row, values))
+            .collect::<apr_tensor::Result<_>>()?;
+        for [of_errors, of_steps] in sums {
+            noise += of_errors;
+            bound += of_steps;
+        }
+        [part, written].iter().for_each(|stored| stored.bytes().release());
+    }
     let count = (part.shape().elements() as f64).max(1.0);
     Ok(if exact && noise > 0.0 {
         Some(format!("{noise} of its numbers are not those of the source"))

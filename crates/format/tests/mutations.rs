@@ -8,6 +8,8 @@ use std::{
     cell::Cell,
 };
 
+use apr_testkit::Mutants;
+
 const MUTANTS: u64 = 10_000;
 
 /// Counts what the current thread has allocated, and the most that it was.
@@ -45,78 +47,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// SplitMix64: small, seeded, the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
-/// Values that sizes, counts and offsets are wrong with.
-const HOSTILE: [u64; 12] = [
-    0,
-    1,
-    31,
-    0x7f,
-    0xff,
-    0xffff,
-    0x7fff_ffff,
-    0xffff_ffff,
-    0x1_0000_0000,
-    0x7fff_ffff_ffff_ffff,
-    0xffff_ffff_ffff_ffe0,
-    u64::MAX,
-];
-
-/// Changes `file` in one to three ways; most changes hit the first `hot` bytes, where the structure is.
-fn mutate(file: &mut Vec<u8>, hot: usize, random: &mut Random) {
-    for _ in 0..=random.below(3) {
-        let reach = if random.below(8) == 0 { file.len() } else { hot.min(file.len()) };
-        let at = random.below(reach);
-        let rest = file.len() - at;
-        match random.below(8) {
-            0 if rest > 0 => file[at] ^= 1 << random.below(8),
-            1 if rest > 0 => file[at] = random.next() as u8,
-            2 if rest >= 4 => {
-                let value = HOSTILE[random.below(HOSTILE.len())] as u32;
-                file[at..at + 4].copy_from_slice(&value.to_le_bytes());
-            }
-            3 if rest >= 8 => {
-                let value = HOSTILE[random.below(HOSTILE.len())];
-                file[at..at + 8].copy_from_slice(&value.to_le_bytes());
-            }
-            4 => file.truncate(at),
-            5 => file.extend((0..random.below(200)).map(|i| i as u8)),
-            6 => {
-                let from = random.below(reach);
-                let len = random.below(64).min(file.len() - from);
-                let piece = file[from..from + len].to_vec();
-                file.splice(at..at, piece);
-            }
-            _ => {
-                let len = random.below(32).min(rest);
-                file.drain(at..at + len);
-            }
-        }
-    }
-}
-
 /// Opens mutants of `base`; returns how many of them were refused.
 fn survive(name: &str, base: &[u8], hot: usize, fix: fn(&mut [u8])) -> u64 {
-    let mut random = Random(name.len() as u64);
+    let mut mutants = Mutants::new(name.len() as u64);
     let mut refused = 0;
     for mutant in 0..MUTANTS {
         let mut file = base.to_vec();
-        mutate(&mut file, hot, &mut random);
+        mutants.mutate(&mut file, hot);
         if mutant % 4 != 0 {
             fix(&mut file);
         }
