@@ -157,7 +157,8 @@ impl Declared {
     pub(crate) fn by(capture: &Capture) -> Option<Self> {
         let provenance = capture.provenance()?;
         let ops = &provenance.plan.as_ref()?.ops;
-        let linear: Vec<_> = ops.iter().filter(|op| op.op == "linear").collect();
+        let is_product = |op: &&manifest::PlanOp| op.op == "linear" || op.op == "expert_linear";
+        let linear: Vec<_> = ops.iter().filter(is_product).collect();
         if linear.is_empty() {
             return None;
         }

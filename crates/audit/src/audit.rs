@@ -11,8 +11,8 @@ use apr_model::{Config, Site, Stage, read_config};
 use serde::Serialize;
 
 use crate::{
-    ArithmeticFrom, ArithmeticOrigin, ChannelAudit, Declared, Error, Errors, Finding, Progress,
-    Result, RowAudit, StageAudit, Test,
+    ArithmeticFrom, ArithmeticOrigin, ChannelAudit, Declared, Error, Errors, ExpertAudit, Finding,
+    Progress, Result, RowAudit, StageAudit, Test,
     gaps::{Captured, Gaps, span},
     judge::{Bound, Record, Sums},
     replay::{self, Replay},
@@ -215,6 +215,9 @@ pub fn audit(
     let bound = Bound::for_comparisons(comparisons);
     let captured = Captured::all(&replay.records, &steps);
     audit.stages = stages(&replay.records, bound, &config, &captured);
+    for stage in &mut audit.stages {
+        stage.routing = replay.routing.get(&stage.site).map(|routing| routing.judged(bound));
+    }
     let gaps = Gaps::of(&replay, model.plan().sites(), &config, &captured, bound);
     audit.not_measured = gaps.all();
     let missed = if options.common { gaps.unjudged() } else { gaps.all() };
@@ -432,6 +435,17 @@ fn stage(
             })
             .collect(),
         heads: record.heads.iter().map(Sums::errors).collect(),
+        experts: record
+            .experts
+            .iter()
+            .map(|(&expert, (rows, sums))| ExpertAudit {
+                expert,
+                rows: *rows,
+                errors: sums.errors(),
+                beyond: sums.ratio() > bound.of(*rows),
+            })
+            .collect(),
+        routing: None,
         heads_beyond: record
             .heads
             .iter()

@@ -150,8 +150,6 @@ fn recurs(
     if other.site.stage != site.stage {
         return Ok(false);
     }
-    let hypothesis = hypotheses::all().find(|hypothesis| hypothesis.name == finding.hypothesis);
-    let hypothesis = hypothesis.expect("findings have the names of hypotheses");
     let at = match finding.at.layer {
         // Relative to the stage's own layer, as in the finding.
         Some(layer) => {
@@ -164,6 +162,11 @@ fn recurs(
     if at.layer.is_some() != finding.at.layer.is_some() {
         return Ok(false);
     }
+    let mut known = hypotheses::at(at, evidence.config());
+    // A layer without experts knows other mistakes.
+    let Some(hypothesis) = known.find(|hypothesis| hypothesis.name == finding.hypothesis) else {
+        return Ok(false);
+    };
     let extent = match hypothesis.tier {
         Tier::General => Extent::All,
         _ => Extent::Sample,
@@ -212,10 +215,8 @@ fn diagnose_one(evidence: &Evidence<'_>, fault: &StageAudit) -> Result<Diagnosis
         [fault.site].into_iter().chain(fault.span.iter().rev().copied()).collect();
     for tier in [Tier::Named, Tier::Fitted, Tier::General] {
         for &site in &sites {
-            for hypothesis in hypotheses::all() {
-                if hypothesis.tier != tier || !hypothesis.stages.contains(&site.stage) {
-                    continue;
-                }
+            let known = hypotheses::at(site, evidence.config());
+            for hypothesis in known.filter(|hypothesis| hypothesis.tier == tier) {
                 diagnosis.tried += 1;
                 let found = attempt(hypothesis, site, &sample, all)?;
                 match diagnosis.finding {

@@ -102,8 +102,13 @@ impl Gaps {
             gaps.unjudged.insert(site, "the model has no such stage".to_owned());
         }
         for (&site, record) in &replay.records {
-            let Record { elements, not_finite, both_not_finite, .. } = *record;
-            let because = if elements + not_finite == 0 {
+            let Record { elements, not_finite, both_not_finite, unknown, .. } = *record;
+            let because = if unknown > 0 {
+                format!(
+                    "{unknown} of its values are of experts that a near-tie of the router leaves open, and that were not \
+                     captured; capture moe_router_indices"
+                )
+            } else if elements + not_finite == 0 {
                 "no finite value on either side".to_owned()
             } else if both_not_finite > 0 {
                 format!("{both_not_finite} of its values are not finite on either side")

@@ -17,6 +17,7 @@ use crate::{
     Audit, Declared, Loaded, Progress, Result, Run, Script,
     engine::record_with,
     replay::{self, Replay},
+    routing::is_id,
 };
 
 /// What some stages should have given, by step and site.
@@ -84,11 +85,15 @@ pub fn consequence(
     let unjudged = |site| audit.not_measured.iter().any(|gap| gap.site == Some(site));
     let sites = capture.sites().into_iter();
     let before = sites.filter(|&site| site < from && !unjudged(site)).collect();
+    let experts = apr_model::read_config(checkpoint)?.moe.map_or(0, |moe| moe.num_experts);
     // Rows that are missing cannot be put in place; they are computed.
     let mut values = |step: usize, site| match capture.info(step, site) {
         Some(info) if info.rows() == steps[step].len() => {
             let tensor = capture.tensor(step, site)?;
-            Ok(Some(HostTensor { shape: tensor.shape().to_vec(), values: tensor.to_f64() }))
+            let value = HostTensor { shape: tensor.shape().to_vec(), values: tensor.to_f64() };
+            // Nothing can be computed with ids that are of no expert.
+            let usable = |id: &f64| !site.stage.holds_ids() || is_id(*id, experts);
+            Ok(value.values.iter().all(usable).then_some(value))
         }
         _ => Ok(None),
     };

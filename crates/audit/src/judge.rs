@@ -13,9 +13,11 @@
 //! is exceeded by none of them with probability `1 - ALPHA`. `n` counts what is independent: errors within a row share
 //! its scale, so rows count and elements do not.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use crate::{Group, Test};
+use crate::{Group, Test, twin::slack::is_unknown};
 
 /// The chance that an audit of a faultless engine finds a fault by accident.
 pub(crate) const ALPHA: f64 = 1e-6;
@@ -112,7 +114,11 @@ pub(crate) struct Record {
     pub(crate) rows: Vec<(usize, usize, Sums)>,
     pub(crate) heads: Vec<Sums>,
     pub(crate) channels: Vec<Sums>,
+    /// Of each expert, how many rows went to it and their sums.
+    pub(crate) experts: BTreeMap<usize, (usize, Sums)>,
     pub(crate) elements: u64,
+    /// Elements of which nobody can say what they should be; they are in none of the sums.
+    pub(crate) unknown: u64,
     /// Elements that are not finite in the same way on both sides.
     pub(crate) both_not_finite: u64,
     /// Elements that are not finite on one side only.
@@ -122,7 +128,7 @@ pub(crate) struct Record {
 }
 
 /// Where the elements of a comparison stand.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) step: usize,
     pub(crate) position: usize,
@@ -130,6 +136,8 @@ pub(crate) struct Place {
     pub(crate) head: Option<usize>,
     /// The channels of a head, where channels are those of heads.
     pub(crate) head_width: Option<usize>,
+    /// The expert that computed them.
+    pub(crate) expert: Option<usize>,
 }
 
 /// Some neighbouring elements of a row.
@@ -142,7 +150,8 @@ pub(crate) struct Compared<'a> {
 }
 
 impl Record {
-    /// Adds a row, or one head's part of a row of scores, and returns its sums: a row's go to [`Record::rows`].
+    /// Adds a row, one head's part of a row of scores or one expert's of a row of experts, and returns its sums: a row's go
+    /// to [`Record::rows`].
     pub(crate) fn add(&mut self, place: Place, compared: Compared<'_>) -> Sums {
         let Compared { captured, exact, emulated, slack } = compared;
         let len = captured.len();
@@ -156,7 +165,6 @@ impl Record {
         }
         let mut sums = Sums::default();
         for i in 0..len {
-            let slack = slack.map_or(0.0, |slack| f64::from(slack[i]));
             let (c, e, m) = (captured[i], exact[i], emulated[i]);
             if !(c.is_finite() && m.is_finite()) {
                 let same = c == m || (c.is_nan() && m.is_nan());
@@ -174,7 +182,12 @@ impl Record {
                 }
                 continue;
             }
+            if slack.is_some_and(|slack| is_unknown(slack[i])) {
+                self.unknown += 1;
+                continue;
+            }
             self.elements += 1;
+            let slack = slack.map_or(0.0, |slack| f64::from(slack[i]));
             sums.add(c, e, m, slack);
             if place.head.is_none() {
                 self.channels[i].add(c, e, m, slack);
@@ -190,6 +203,11 @@ impl Record {
         }
         if let Some(head) = place.head {
             self.heads[head].merge(&sums);
+        }
+        if let Some(expert) = place.expert {
+            let (rows, of_expert) = self.experts.entry(expert).or_default();
+            *rows += 1;
+            of_expert.merge(&sums);
         }
         self.whole.merge(&sums);
         sums
@@ -217,6 +235,9 @@ impl Record {
         for (head, sums) in self.heads.iter().enumerate() {
             consider(sums.ratio() / bound.of(n), Group::Head { head });
         }
+        for (&expert, (rows, sums)) in &self.experts {
+            consider(sums.ratio() / bound.of(*rows), Group::Expert { expert });
+        }
         for (channel, sums) in self.channels.iter().enumerate() {
             consider(sums.ratio() / bound.of(n), Group::Channel { channel });
         }
@@ -229,8 +250,8 @@ impl Record {
 
 impl Place {
     fn element(self, column: usize, captured: f64, expected: f64) -> Group {
-        let Self { step, position, head, .. } = self;
-        Group::Element { step, position, head, column, captured, expected }
+        let Self { step, position, head, expert, .. } = self;
+        Group::Element { step, position, head, expert, column, captured, expected }
     }
 }
 

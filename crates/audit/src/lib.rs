@@ -23,6 +23,7 @@ mod graft;
 mod inputs;
 mod judge;
 mod replay;
+mod routing;
 mod stage;
 mod twin;
 
@@ -39,7 +40,8 @@ pub use graft::{Consequence, consequence};
 pub use inputs::inputs;
 pub use judge::Errors;
 pub use replay::Progress;
-pub use stage::{ChannelAudit, Finding, Group, RowAudit, StageAudit, Test};
+pub use routing::{Flip, NearTie, Routing};
+pub use stage::{ChannelAudit, ExpertAudit, Finding, Group, RowAudit, StageAudit, Test};
 
 use apr_model::Site;
 use serde::Serializer;
@@ -50,6 +52,13 @@ fn site<S: Serializer>(site: &Site, serializer: S) -> Result<S::Ok, S::Error> {
 
 fn sites<S: Serializer>(sites: &[Site], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(sites.iter().map(Site::to_string))
+}
+
+fn numbers<S: Serializer>(values: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
+    /// One of them.
+    #[derive(serde::Serialize)]
+    struct Number(#[serde(serialize_with = "number")] f64);
+    serializer.collect_seq(values.iter().map(|&value| Number(value)))
 }
 
 /// JSON has no infinities and no NaN; they are spelt out rather than turned into `null`.

@@ -21,7 +21,11 @@ use crate::{
     Error, NotMeasured, Result,
     arithmetic::Declared,
     judge::{Compared, Place, Record, Sums},
-    twin::{Mailbox, Triple, Twin, Units},
+    routing::{self, Exchange, Flip, Routing, is_id},
+    twin::{
+        Mailbox, Triple, Twin, Units,
+        slack::{Choice, UNKNOWN},
+    },
 };
 
 /// How a replay is going.
@@ -51,7 +55,11 @@ pub(crate) struct Replay<'c> {
     layers: Option<usize>,
     /// What the head reads in this step, if its logits were captured.
     head: Option<Triple>,
+    /// The experts of each row and slot, as the engine chose them in this layer.
+    chosen: Option<Triple>,
     pub(crate) records: BTreeMap<Site, Record>,
+    /// What is known of choices of experts beside their records.
+    pub(crate) routing: BTreeMap<Site, Routing>,
     pub(crate) not_measured: BTreeMap<Site, String>,
     /// Stages of which the capture has some rows only.
     pub(crate) partial: BTreeSet<Site>,
@@ -89,7 +97,9 @@ impl<'c> Replay<'c> {
             loaded: None,
             layers: None,
             head: None,
+            chosen: None,
             records: BTreeMap::new(),
+            routing: BTreeMap::new(),
             not_measured: BTreeMap::new(),
             partial: BTreeSet::new(),
             keep: BTreeSet::new(),
@@ -167,18 +177,80 @@ impl<'c> Replay<'c> {
         captured: &CaptureTensor,
         rows: &[(usize, usize)],
     ) {
-        if self.keep.contains(&site) {
-            let Plain { shape, data } = Plain::clone(&shown.emulated);
-            let kept = self.kept.entry((self.step, site)).or_insert_with(|| {
-                let shape = [&[0], &shape[1..]].concat();
-                HostTensor { shape, values: Vec::new() }
-            });
-            kept.shape[0] += shape[0];
-            kept.values.extend(data);
-        }
+        self.keep(site, shown);
         let record = self.records.entry(site).or_default();
-        let head = head_width(site, &self.config);
-        compare(record, self.step, first, shown, captured, rows, head);
+        let parts = Parts {
+            head_width: head_width(site, &self.config),
+            experts: self.chosen.as_ref().filter(|_| has_slots(site)).map(|ids| &*ids.emulated),
+        };
+        compare(record, self.step, first, shown, captured, rows, parts);
+    }
+
+    /// Keeps the emulated value of `site`, if it is one of those to be kept.
+    fn keep(&mut self, site: Site, shown: &Triple) {
+        if !self.keep.contains(&site) {
+            return;
+        }
+        let Plain { shape, data } = Plain::clone(&shown.emulated);
+        let kept = self.kept.entry((self.step, site)).or_insert_with(|| {
+            let shape = [&[0], &shape[1..]].concat();
+            HostTensor { shape, values: Vec::new() }
+        });
+        kept.shape[0] += shape[0];
+        kept.values.extend(data);
+    }
+
+    /// Judges the captured choice of experts, the first row being at position `first`, and goes on with it: with ours
+    /// where an id is of no expert, which nothing can be computed with.
+    fn judge_choice(
+        &mut self,
+        site: Site,
+        first: usize,
+        shown: &Triple,
+        captured: &CaptureTensor,
+        rows: &[(usize, usize)],
+    ) -> Triple {
+        self.keep(site, shown);
+        let logits = self.mailbox.logits.take().expect("the twin posts what it chooses by");
+        let (k, experts) = (shown.emulated.cols(), logits.emulated.cols());
+        let record = self.records.entry(site).or_default();
+        let routing = self.routing.entry(site).or_default();
+        (routing.experts, routing.per_row) = (experts, k);
+        let mut ids = Plain::clone(&shown.emulated);
+        let mut slack = shown.slack.as_ref().map_or(vec![0.0; ids.data.len()], |s| s.to_vec());
+        let mut found = Vec::with_capacity(k);
+        for &(from, row) in rows {
+            found.clear();
+            captured.read_piece(0, from, &mut found);
+            let part = row * experts..(row + 1) * experts;
+            let before = logits.slack.as_ref().map(|slack| &slack[part.clone()]);
+            let choice = Choice::new(&logits.emulated.data[part.clone()], before);
+            let slots = row * k..(row + 1) * k;
+            let expected = &shown.emulated.data[slots.clone()];
+            let exchange = Exchange::of(&choice, &logits.exact.data[part], expected, &found);
+            let position = first + row;
+            let place = Place { step: self.step, position, ..Place::default() };
+            let sums = record.add(place, exchange.compared());
+            record.rows.push((self.step, position, sums));
+            let flip = exchange.flip.map(|(margin, slack)| Flip {
+                step: self.step,
+                position,
+                expected: expected.iter().map(|&id| id as usize).collect(),
+                captured: found.clone(),
+                margin,
+                slack,
+                explained: false,
+            });
+            routing.add(flip, routing::near_tie(&choice, k, self.step, position));
+            match found.iter().all(|&id| is_id(id, experts)) {
+                true => {
+                    ids.data[slots.clone()].copy_from_slice(&found);
+                    slack[slots].fill(0.0);
+                }
+                false => slack[slots].fill(UNKNOWN),
+            }
+        }
+        Triple::alternative(ids, slack)
     }
 
     fn advance(&mut self) {
@@ -228,6 +300,12 @@ impl<'c> Replay<'c> {
             self.fitting.insert(site);
             self.taps.insert(site);
         }
+        // Whose results the experts' are is to be known, whether that was captured or not.
+        for &site in model.plan().sites().iter().filter(|site| site.stage.holds_ids()) {
+            if self.layers.is_none_or(|limit| site.layer < Some(limit as u32)) {
+                self.taps.insert(site);
+            }
+        }
         logits
     }
 
@@ -262,11 +340,19 @@ impl Observer for Replay<'_> {
         let shown = self.mailbox.shown.borrow_mut().take();
         let shown = shown.expect("the twin posts what it shows");
         if !self.fitting.contains(site) {
-            self.head = Some(shown);
+            let kept = if site.stage.holds_ids() { &mut self.chosen } else { &mut self.head };
+            *kept = Some(shown);
             return Ok(());
         }
         let positions = step.positions(site);
         let (captured, rows) = self.load(site, &positions)?;
+        if site.stage.holds_ids() {
+            let chosen = self.judge_choice(site, positions.start, &shown, &captured, &rows);
+            *self.mailbox.incoming.borrow_mut() = Some(chosen.clone());
+            self.chosen = Some(chosen);
+            self.advance();
+            return Ok(());
+        }
         self.judge(site, positions.start, &shown, &captured, &rows);
         if !is_inner(site) {
             let merged = merged(&shown, &captured, &rows, &self.units);
@@ -351,6 +437,19 @@ pub(crate) fn head_width(site: Site, config: &Config) -> Option<usize> {
     }
 }
 
+/// Whether rows of `site` have a part for each of their experts.
+pub(crate) fn has_slots(site: Site) -> bool {
+    site.stage.axes() == Axes::RowSlotChannel
+}
+
+/// What the channels of a row belong to.
+#[derive(Clone, Copy, Debug)]
+struct Parts<'a> {
+    head_width: Option<usize>,
+    /// The expert of each row and slot, where rows have slots.
+    experts: Option<&'a Plain<f64>>,
+}
+
 /// Compares the captured rows of a step, the first position of which is `first`.
 fn compare(
     record: &mut Record,
@@ -359,8 +458,9 @@ fn compare(
     shown: &Triple,
     captured: &CaptureTensor,
     rows: &[(usize, usize)],
-    head_width: Option<usize>,
+    Parts { head_width, experts }: Parts<'_>,
 ) {
+    let slots = experts.map_or(1, Plain::cols);
     let pieces = captured.pieces();
     let len = captured.piece_len();
     let all_rows = shown.emulated.data.len() / (pieces * len);
@@ -371,16 +471,20 @@ fn compare(
         for piece in 0..pieces {
             values.clear();
             captured.read_piece(piece, from, &mut values);
-            let part = (piece * all_rows + row) * len..(piece * all_rows + row + 1) * len;
-            let compared = Compared {
-                captured: &values,
-                exact: &shown.exact.data[part.clone()],
-                emulated: &shown.emulated.data[part.clone()],
-                slack: shown.slack.as_ref().map(|slack| &slack[part]),
-            };
-            let place =
-                Place { step, position: first + row, head: by_key.then_some(piece), head_width };
-            sums.merge(&record.add(place, compared));
+            let start = (piece * all_rows + row) * len;
+            for (slot, values) in values.chunks_exact(len / slots).enumerate() {
+                let part = start + slot * values.len()..start + (slot + 1) * values.len();
+                let compared = Compared {
+                    captured: values,
+                    exact: &shown.exact.data[part.clone()],
+                    emulated: &shown.emulated.data[part.clone()],
+                    slack: shown.slack.as_ref().map(|slack| &slack[part]),
+                };
+                let expert = experts.map(|ids| ids.data[row * slots + slot] as usize);
+                let head = by_key.then_some(piece);
+                let place = Place { step, position: first + row, head, head_width, expert };
+                sums.merge(&record.add(place, compared));
+            }
         }
         record.rows.push((step, first + row, sums));
     }

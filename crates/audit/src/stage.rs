@@ -3,7 +3,7 @@
 use apr_model::Site;
 use serde::Serialize;
 
-use crate::Errors;
+use crate::{Errors, Routing};
 
 /// A stage, judged by itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,6 +44,12 @@ pub struct StageAudit {
     pub heads: Vec<Errors>,
     /// The heads that are beyond their bound.
     pub heads_beyond: Vec<usize>,
+    /// Expert by expert, where the stage is computed by experts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertAudit>,
+    /// What was chosen, where the stage is a choice of experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
     /// Channels beyond their bound: the worst ones, at most [`StageAudit::CHANNELS`] of them.
     pub channels: Vec<ChannelAudit>,
     /// How many channels are beyond it, of how many.
@@ -114,6 +120,11 @@ pub enum Group {
         /// The head.
         head: usize,
     },
+    /// An expert's, over all rows that went to it.
+    Expert {
+        /// The expert.
+        expert: usize,
+    },
     /// A channel's, over all rows.
     Channel {
         /// The channel, counted over all heads.
@@ -128,7 +139,10 @@ pub enum Group {
         /// The head of a score.
         #[serde(skip_serializing_if = "Option::is_none")]
         head: Option<usize>,
-        /// The channel, counted over all heads; the key of a score.
+        /// The expert that computed it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expert: Option<usize>,
+        /// The channel, counted over all heads; the key of a score; the slot of a chosen expert.
         column: usize,
         /// What was captured.
         #[serde(serialize_with = "crate::number")]
@@ -147,6 +161,20 @@ pub struct RowAudit {
     /// Its position.
     pub position: usize,
     /// Its numbers.
+    #[serde(flatten)]
+    pub errors: Errors,
+    /// Whether it is beyond its bound.
+    pub beyond: bool,
+}
+
+/// One expert's part of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ExpertAudit {
+    /// The expert.
+    pub expert: usize,
+    /// How many rows went to it.
+    pub rows: usize,
+    /// Its numbers, over these rows.
     #[serde(flatten)]
     pub errors: Errors,
     /// Whether it is beyond its bound.

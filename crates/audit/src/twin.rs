@@ -19,6 +19,7 @@ use apr_reference::{
 };
 use apr_tensor::{DType, Stored, activation::ActivationType};
 
+use slack::{UNKNOWN, is_unknown};
 pub(crate) use slack::{Units, WeightRow};
 
 type Values = Arc<Plain<f64>>;
@@ -91,7 +92,7 @@ impl Triple {
     }
 
     /// The rows that `of` names, number `i` being slot `i % k` of token row `i / k`.
-    fn gathered(&self, k: usize, of: &[usize]) -> Self {
+    pub(crate) fn gathered(&self, k: usize, of: &[usize]) -> Self {
         let shape = &self.exact.shape;
         let rows = |x: &Values| {
             let data = gather(&x.data, shape, k, of);
@@ -128,6 +129,8 @@ pub(crate) struct Mailbox {
     pub(crate) shown: RefCell<Option<Triple>>,
     /// The value that is going to be uploaded, where it is more than the engine's own.
     pub(crate) incoming: RefCell<Option<Triple>>,
+    /// The logits by which experts were chosen last.
+    pub(crate) logits: RefCell<Option<Triple>>,
 }
 
 /// A matrix as stored, and what is known of its rows.
@@ -395,9 +398,12 @@ impl Backend for Twin {
         })
     }
 
-    /// Of what the engine was to have seen, one choice: ids have no slack.
+    /// Exact and emulated go on with one choice. The slack says where it may be another one.
     fn top_k(&self, x: &Triple, k: usize) -> Result<Triple> {
-        Ok(Triple::known(self.emulated.top_k(&x.emulated, k)?))
+        let ids = self.emulated.top_k(&x.emulated, k)?;
+        let slack = slack::choice(&x.emulated, x.slack.as_deref(), &ids);
+        self.mailbox.logits.replace(Some(x.clone()));
+        Ok(Triple::alternative(ids, slack))
     }
 
     fn route_weights(&self, logits: &Triple, ids: &Triple, normalize: bool) -> Result<Triple> {
@@ -406,7 +412,7 @@ impl Backend for Twin {
             &self.units,
             &logits.emulated,
             logits.slack.as_deref(),
-            &ids.emulated,
+            (&ids.emulated, ids.slack.as_deref()),
             normalize,
             &y.1,
         );
@@ -430,6 +436,12 @@ impl Backend for Twin {
             scatter(&y.exact.data, width, &rows, &mut exact.data);
             scatter(&y.emulated.data, width, &rows, &mut emulated.data);
             scatter(y.slack.as_deref().expect("products have slack"), width, &rows, &mut slack);
+        }
+        let chosen = ids.slack.iter().flat_map(|slack| slack.iter());
+        for (slack, of) in slack.chunks_exact_mut(width).zip(chosen) {
+            if is_unknown(*of) {
+                slack.fill(UNKNOWN);
+            }
         }
         Ok(Triple::new(exact, emulated, slack))
     }

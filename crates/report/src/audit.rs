@@ -9,11 +9,11 @@ use std::{
 };
 
 use apr_audit::{
-    ArithmeticFrom, ArithmeticOrigin, Audit, Consequence, Diagnosis, Finding, Group, NotMeasured,
-    StageAudit, Test, Verdict,
+    ArithmeticFrom, ArithmeticOrigin, Audit, Consequence, Diagnosis, Finding, Flip, Group,
+    NotMeasured, Routing, StageAudit, Test, Verdict,
 };
 use apr_capture::Provenance;
-use apr_model::{Site, Stage};
+use apr_model::{Axes, Site, Stage};
 use serde::{Serialize, Serializer};
 
 use crate::{
@@ -68,6 +68,8 @@ impl AuditReport<'_> {
             out += "\n";
             out += &paint.signs(&worst_stages(audit, options.limit));
         }
+        out +=
+            &crate::diff::section("routers that were about to choose otherwise", &near_ties(audit));
         out += &faults(audit, self.diagnoses, paint);
         out += &self.consequence.map_or(String::new(), consequence);
         out += &not_measured(&audit.not_measured);
@@ -350,12 +352,15 @@ pub(crate) fn place(audit: &Audit, stage: &StageAudit, test: &Test) -> String {
         Group::Whole => "all of it".to_owned(),
         Group::Row { step, position } => row(step, position),
         Group::Head { head } => head_in_words(audit, stage, head),
+        Group::Expert { expert } => format!("expert {expert}"),
         Group::Channel { channel } => channel_in_words(audit, stage, channel),
-        Group::Element { step, position, head, column, .. } => {
+        Group::Element { step, position, head, expert, column, .. } => {
             let row = row(step, position);
-            match head {
-                Some(head) => format!("{row}, head {head}, key {column}"),
-                None => format!("{row}, {}", channel_in_words(audit, stage, column)),
+            let channel = || channel_in_words(audit, stage, column);
+            match (head, expert) {
+                (Some(head), _) => format!("{row}, head {head}, key {column}"),
+                (None, Some(expert)) => format!("{row}, expert {expert}, {}", channel()),
+                (None, None) => format!("{row}, {}", channel()),
             }
         }
     }
@@ -382,6 +387,8 @@ pub(crate) fn head_in_words(audit: &Audit, stage: &StageAudit, head: usize) -> S
 
 fn channel_in_words(audit: &Audit, stage: &StageAudit, channel: usize) -> String {
     match stage.heads.len() {
+        0 if stage.site.stage.axes() == Axes::RowSlot => format!("slot {channel}"),
+        0 if stage.site.stage == Stage::MoeRouter => format!("expert {channel}"),
         0 => format!("channel {channel}"),
         heads => {
             let head = channel / (stage.channels_total / heads).max(1);
@@ -392,6 +399,9 @@ fn channel_in_words(audit: &Audit, stage: &StageAudit, channel: usize) -> String
 
 /// All that is known of a wrong stage, in lines.
 pub(crate) fn fault(audit: &Audit, stage: &StageAudit) -> Vec<String> {
+    if let Some(routing) = &stage.routing {
+        return misrouted(audit, stage, routing);
+    }
     let e = stage.errors;
     let mut out = Vec::new();
     if stage.not_finite > 0 {
@@ -422,11 +432,92 @@ pub(crate) fn fault(audit: &Audit, stage: &StageAudit) -> Vec<String> {
     out
 }
 
-/// Which rows, heads and channels are wrong.
+/// Rows that went to other experts than their logits say, in lines.
+fn misrouted(audit: &Audit, stage: &StageAudit, routing: &Routing) -> Vec<String> {
+    const TOLD: usize = 4;
+    let flips: Vec<&Flip> = routing.flips.iter().filter(|flip| !flip.explained).collect();
+    let mut out = affected(audit, stage);
+    out.extend(flips.iter().take(TOLD).map(|flip| flip_in_words(flip, routing.experts)));
+    if flips.len() > TOLD {
+        out.push(format!("and {}", plural(flips.len() - TOLD, "more row")));
+    }
+    out.extend(span(stage));
+    out
+}
+
+fn flip_in_words(flip: &Flip, experts: usize) -> String {
+    fn joined<T: ToString>(ids: &[T]) -> String {
+        ids.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+    }
+    let (position, captured, expected) =
+        (flip.position, joined(&flip.captured), joined(&flip.expected));
+    let is_id = |id: f64| id >= 0.0 && id < experts as f64 && id.fract() == 0.0;
+    let is_twice = |id: f64| flip.captured.iter().filter(|&&other| other == id).count() > 1;
+    let said =
+        format!("position {position}: experts {captured}, where the logits choose {expected}");
+    if let Some(id) = flip.captured.iter().find(|&&id| !is_id(id)) {
+        return format!("{said}; {id} is none of {experts} experts");
+    }
+    if let Some(id) = flip.captured.iter().find(|&&id| is_twice(id)) {
+        return format!("{said}; {id} occurs twice");
+    }
+    let (Some(left_out), Some(taken)) = (flip.left_out().next(), flip.taken().next()) else {
+        return said;
+    };
+    format!(
+        "{said}; the logit of {left_out} is larger than that of {taken}, by {}: {} what rounding may do",
+        magnitude(flip.margin),
+        words::times(flip.margin / flip.slack),
+    )
+}
+
+/// Rows whose choice of experts hung by a hair, or went otherwise than expected and is explained.
+pub(crate) fn near_ties(audit: &Audit) -> Vec<String> {
+    /// What part of the size of a row's logits is a hair.
+    const HAIR: f64 = 1e-3;
+    let mut out = Vec::new();
+    for stage in &audit.stages {
+        let Some(routing) = &stage.routing else { continue };
+        if let Some(tie) = routing.nearest.filter(|tie| tie.relative < HAIR) {
+            out.push(format!(
+                "{}: at position {}, expert {} is ahead of {} by {} only, {} of the logits' size",
+                stage.site,
+                tie.position,
+                tie.chosen,
+                tie.next,
+                magnitude(tie.margin),
+                magnitude(tie.relative),
+            ));
+        }
+        let explained = routing.flips.iter().filter(|flip| flip.explained);
+        out.extend(explained.map(|flip| {
+            let (left_out, taken) = (flip.left_out().next(), flip.taken().next());
+            format!(
+                "{}: at position {}, expert {} was taken and not {}: their logits are as good as equal",
+                stage.site,
+                flip.position,
+                taken.unwrap_or(f64::NAN),
+                left_out.unwrap_or(0),
+            )
+        }));
+    }
+    out
+}
+
+/// Which rows, heads, experts and channels are wrong.
 pub(crate) fn affected(audit: &Audit, stage: &StageAudit) -> Vec<String> {
     let rows: Vec<usize> = stage.rows_beyond().map(|row| row.position).collect();
     let mut out =
         vec![wrong("row", rows.len(), stage.rows.len(), || words::counted("position", &rows))];
+    if stage.routing.is_some() {
+        return out;
+    }
+    if !stage.experts.is_empty() {
+        let experts: Vec<usize> =
+            stage.experts.iter().filter(|e| e.beyond).map(|e| e.expert).collect();
+        let named = || words::numbers(experts.clone());
+        out.push(wrong("expert", experts.len(), stage.experts.len(), named));
+    }
     if !stage.heads.is_empty() {
         let heads = &stage.heads_beyond;
         out.push(wrong("head", heads.len(), stage.heads.len(), || {
@@ -554,6 +645,7 @@ fn verdict(audit: &Audit, diagnoses: &[Diagnosis]) -> String {
             let mut out = format!("DIVERGES at {first}, {}", words::site(*first));
             if let Some(stage) = audit.stage(*first) {
                 match stage.not_finite {
+                    _ if stage.routing.is_some() => {}
                     0 => {
                         let _ = write!(
                             out,

@@ -278,6 +278,7 @@ fn place(group: Group) -> String {
         Group::Whole => "all of it".to_owned(),
         Group::Row { position, .. } => format!("position {position}"),
         Group::Head { head } => format!("head {head}"),
+        Group::Expert { expert } => format!("expert {expert}"),
         Group::Channel { channel } => format!("channel {channel}"),
         Group::Element { position, head: None, column, .. } => {
             format!("position {position}, channel {column}")

@@ -21,8 +21,12 @@ use crate::{
     audit::Replayed,
     inputs,
     judge::{Compared, Place, Record, Sums},
-    replay::head_width,
-    twin::{Triple, Twin, Weight},
+    replay::{has_slots, head_width},
+    routing::{Exchange, is_id},
+    twin::{
+        Triple, Twin, Weight,
+        slack::{Choice, UNKNOWN},
+    },
 };
 
 /// A capture as one sequence, and the model to compute its stages with.
@@ -154,6 +158,10 @@ pub(crate) struct Case<'a> {
     pub(crate) captured: Plain<f64>,
     /// What the declared arithmetic gives.
     pub(crate) expected: Triple,
+    /// The experts of each row and slot, where rows have slots.
+    chosen: Option<Triple>,
+    /// What is chosen by, where the stage is a choice of experts.
+    logits: Option<Triple>,
     /// How far the two are apart.
     pub(crate) record: Record,
     values: RefCell<BTreeMap<Site, Triple>>,
@@ -210,7 +218,7 @@ impl<'a> Case<'a> {
         if stage.span.len() > Self::CHAIN || positions.is_empty() {
             return Err(NoCase::Missing(stage.span.clone()));
         }
-        let work = evidence.model.weight(site).map_or(1, Weight::elements);
+        let work = evidence.work(site);
         let whole = evidence.is_of_attention(site);
         let most = match extent {
             Extent::Sample => Self::SAMPLE,
@@ -237,9 +245,17 @@ impl<'a> Case<'a> {
             columns,
             captured,
             expected: nothing,
+            chosen: None,
+            logits: None,
             record: Record::default(),
             values: RefCell::default(),
         };
+        if has_slots(site) {
+            case.chosen = Some(case.value(Site { stage: MoeRouterIndices, ..site })?);
+        }
+        if site.stage.holds_ids() {
+            case.logits = Some(case.value(Site { stage: MoeRouter, ..site })?);
+        }
         case.expected = case.op(site, &|input| case.value(input))?;
         case.record = case.judge(&case.expected);
         Ok(case)
@@ -249,7 +265,7 @@ impl<'a> Case<'a> {
         self.evidence.model.backend()
     }
 
-    pub(crate) fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &'a Config {
         self.evidence.config()
     }
 
@@ -273,20 +289,36 @@ impl<'a> Case<'a> {
         self.site.stage.axes() == Axes::HeadRowKey
     }
 
-    /// What is looked at of row `row`: in one piece, or in one for each head. Each is a range of elements and the first
-    /// column; the columns of scores end with the step that computed them.
-    pub(crate) fn pieces(&self, row: usize) -> impl Iterator<Item = (Option<usize>, Range<usize>)> {
+    /// What is looked at of row `row`: in one piece, or in one for each head of scores or for each expert. The columns of
+    /// scores end with the step that computed them.
+    pub(crate) fn pieces(&self, row: usize) -> impl Iterator<Item = Piece> {
         let axis = self.site.stage.axes().row_axis();
         let heads: usize = self.captured.shape[..axis].iter().product();
-        let width = self.captured.data.len() / (heads * self.rows.len()).max(1);
+        let slots = self.slots();
+        let width = self.captured.data.len() / (heads * slots * self.rows.len()).max(1);
         let by_key = self.by_key();
         let end = self.evidence.starts[self.evidence.step_of(self.rows[row]) + 1];
         let len = if by_key { end } else { width };
         let rows = self.rows.len();
-        (0..heads).map(move |head| {
-            let start = (head * rows + row) * width;
-            (by_key.then_some(head), start..start + len)
+        (0..heads * slots).map(move |piece| {
+            // There are heads or slots, never both.
+            let start = (piece / slots * rows + row) * slots * width + piece % slots * width;
+            Piece {
+                head: by_key.then_some(piece),
+                expert: self.expert_of(row * slots + piece % slots),
+                range: start..start + len,
+            }
         })
+    }
+
+    /// How many experts a row has results of; 1 where the stage is not computed by experts.
+    pub(crate) fn slots(&self) -> usize {
+        self.chosen.as_ref().map_or(1, |ids| ids.emulated.cols())
+    }
+
+    /// The expert of slot `slot`, counted over all rows, if the stage is computed by experts.
+    pub(crate) fn expert_of(&self, slot: usize) -> Option<usize> {
+        self.chosen.as_ref().map(|ids| ids.emulated.data[slot] as usize)
     }
 
     /// Holds `alternative` against what was captured.
@@ -296,18 +328,53 @@ impl<'a> Case<'a> {
         for row in self.judged() {
             let (position, mut sums) = (self.rows[row], Sums::default());
             let step = self.evidence.step_of(position);
-            for (head, range) in self.pieces(row) {
+            if let Some(logits) = &self.logits {
+                let place = Place { step, position, ..Place::default() };
+                let exchange = self.exchange(row, logits, alternative);
+                sums = record.add(place, exchange.compared());
+                record.rows.push((step, position, sums));
+                continue;
+            }
+            for Piece { head, expert, range } in self.pieces(row) {
                 let compared = Compared {
                     captured: &self.captured.data[range.clone()],
                     exact: &alternative.exact.data[range.clone()],
                     emulated: &alternative.emulated.data[range.clone()],
                     slack: alternative.slack.as_ref().map(|slack| &slack[range]),
                 };
-                sums.merge(&record.add(Place { step, position, head, head_width }, compared));
+                let place = Place { step, position, head, head_width, expert };
+                sums.merge(&record.add(place, compared));
             }
             record.rows.push((step, position, sums));
         }
         record
+    }
+
+    /// The captured ids of row `row` against those of `ids`.
+    fn exchange(&self, row: usize, logits: &Triple, ids: &Triple) -> Exchange {
+        let (k, experts) = (ids.emulated.cols(), logits.emulated.cols());
+        let (slots, part) = (row * k..(row + 1) * k, row * experts..(row + 1) * experts);
+        let before = logits.slack.as_ref().map(|slack| &slack[part.clone()]);
+        let choice = Choice::new(&logits.emulated.data[part.clone()], before);
+        let expected = &ids.emulated.data[slots.clone()];
+        Exchange::of(&choice, &logits.exact.data[part], expected, &self.captured.data[slots])
+    }
+
+    /// The captured ids of `site`; in rows where one is of no expert, ours, about which nothing is certain.
+    fn captured_ids(&self, site: Site) -> Result<Triple> {
+        let captured = self.evidence.captured(site, &self.rows, None)?;
+        let ours = self.op(site, &|input| self.value(input))?;
+        let experts = self.experts(site).map_or(0, |moe| moe.num_experts);
+        let (mut ids, k) = (captured, ours.emulated.cols());
+        let mut slack = vec![0.0; ids.data.len()];
+        let rows = ids.data.chunks_exact_mut(k).zip(slack.chunks_exact_mut(k));
+        for ((ids, slack), ours) in rows.zip(ours.emulated.rows()) {
+            if !ids.iter().all(|&id| is_id(id, experts)) {
+                ids.copy_from_slice(ours);
+                slack.fill(UNKNOWN);
+            }
+        }
+        Ok(Triple::alternative(ids, slack))
     }
 
     /// The value of `site`: captured, or computed from what was.
@@ -316,6 +383,7 @@ impl<'a> Case<'a> {
             return Ok(value.clone());
         }
         let value = match self.evidence.holds(site) {
+            true if site.stage.holds_ids() => self.captured_ids(site)?,
             true => Triple::known(self.evidence.captured(site, &self.rows, None)?),
             false => self.op(site, &|input| self.value(input))?,
         };
@@ -418,7 +486,7 @@ impl<'a> Case<'a> {
     }
 
     /// The experts of the layer of `site`.
-    fn experts(&self, site: Site) -> Option<&MoeConfig> {
+    pub(crate) fn experts(&self, site: Site) -> Option<&'a MoeConfig> {
         self.config().experts_of(site.layer? as usize)
     }
 
@@ -480,7 +548,28 @@ impl<'a> Case<'a> {
     }
 }
 
+/// A part of a row that is compared by itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    /// The head of scores.
+    pub(crate) head: Option<usize>,
+    /// The expert that computed it.
+    pub(crate) expert: Option<usize>,
+    /// The elements.
+    pub(crate) range: Range<usize>,
+}
+
 impl Evidence<'_> {
+    /// Multiplications for one row of `site`.
+    fn work(&self, site: Site) -> usize {
+        let elements = self.model.weight(site).map_or(1, Weight::elements);
+        let experts = site.layer.and_then(|layer| self.config().experts_of(layer as usize));
+        match experts {
+            Some(moe) if has_slots(site) => elements / moe.num_experts * moe.num_experts_per_tok,
+            _ => elements,
+        }
+    }
+
     /// Whether any row of `site` was captured.
     pub(crate) fn holds(&self, site: Site) -> bool {
         (0..self.replayed.steps.len()).any(|step| self.positions(step, site).is_some())

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
 
-use super::case::Case;
+use super::case::{Case, Piece};
 
 /// Where the error of a stage lies, among the rows that were looked at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -17,6 +17,12 @@ pub struct Geometry {
     pub heads: Vec<usize>,
     /// Heads of the stage.
     pub heads_total: usize,
+    /// Wrong experts, where the stage is computed by experts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<usize>,
+    /// Experts that any of these rows went to.
+    #[serde(skip_serializing_if = "is_none")]
+    pub experts_total: usize,
     /// Wrong channels, counted over all heads; none for scores.
     pub channels: Vec<usize>,
     /// Channels of the stage.
@@ -29,6 +35,11 @@ pub struct Geometry {
     pub elements: usize,
     /// The same in sentences, most telling first.
     pub sentences: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's convention")]
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 impl fmt::Display for Geometry {
@@ -46,6 +57,8 @@ impl Geometry {
         let mut geometry = Self {
             rows_total: case.record.rows.len(),
             heads_total: case.record.heads.len(),
+            experts: wrong_experts(case).into_iter().collect(),
+            experts_total: case.record.experts.len(),
             channels_total: case.record.channels.len(),
             keys_total: if case.by_key() { case.evidence.len() } else { 0 },
             elements,
@@ -77,6 +90,11 @@ impl Geometry {
                 ranges(self.heads.iter().copied()),
                 self.heads_total
             ));
+        }
+        if !self.experts.is_empty() && self.experts.len() < self.experts_total {
+            let chosen = if self.experts.len() == 1 { "is" } else { "are" };
+            let which = experts(&self.experts.iter().copied().collect());
+            said.push(format!("only where {which} {chosen} chosen"));
         }
         if !wrong.is_empty() && wrong.len() < self.channels_total {
             said.push(self.of_channels(case, wrong));
@@ -188,6 +206,11 @@ pub(crate) fn channels(wrong: &BTreeSet<usize>) -> String {
     format!("{many} {}", some(wrong))
 }
 
+pub(crate) fn experts(wrong: &BTreeSet<usize>) -> String {
+    let many = if wrong.len() == 1 { "expert" } else { "experts" };
+    format!("{many} {}", some(wrong))
+}
+
 /// The positions of rows that are wrong, or that have a wrong element.
 pub(crate) fn wrong_rows(case: &Case<'_>) -> Vec<usize> {
     let bound = case.evidence.replayed.bound.of(1);
@@ -209,9 +232,19 @@ pub(crate) fn wrong_channels(case: &Case<'_>) -> Vec<usize> {
         sums.filter(|(_, sums)| sums.ratio() > bound).map(|(channel, _)| channel).collect();
     if !case.by_key() {
         channels
-            .extend(case.judged().flat_map(|row| wrong_in(case, row).map(|(_, column)| column)));
+            .extend(case.judged().flat_map(|row| wrong_in(case, row).map(|wrong| wrong.column)));
     }
     channels.into_iter().collect()
+}
+
+/// The experts that are wrong, or that have a wrong element.
+pub(crate) fn wrong_experts(case: &Case<'_>) -> BTreeSet<usize> {
+    let bound = case.evidence.replayed.bound;
+    let sums = case.record.experts.iter();
+    let by_sums = sums.filter(|(_, (rows, sums))| sums.ratio() > bound.of(*rows));
+    let mut experts: BTreeSet<usize> = by_sums.map(|(&expert, _)| expert).collect();
+    experts.extend(case.judged().flat_map(|row| wrong_in(case, row).filter_map(|it| it.expert)));
+    experts
 }
 
 fn wrong_heads(case: &Case<'_>) -> Vec<usize> {
@@ -224,7 +257,7 @@ fn wrong_heads(case: &Case<'_>) -> Vec<usize> {
         return Vec::new();
     }
     for row in case.judged() {
-        heads.extend(wrong_in(case, row).map(|(head, column)| head.unwrap_or(column / head_dim)));
+        heads.extend(wrong_in(case, row).map(|it| it.head.unwrap_or(it.column / head_dim)));
     }
     heads.into_iter().collect()
 }
@@ -234,21 +267,30 @@ fn wrong_elements(case: &Case<'_>) -> (usize, BTreeSet<usize>) {
     let mut count = 0;
     let mut keys = BTreeSet::new();
     for row in case.judged() {
-        for (head, column) in wrong_in(case, row) {
+        for wrong in wrong_in(case, row) {
             count += 1;
-            if head.is_some() {
-                keys.insert(column);
+            if wrong.head.is_some() {
+                keys.insert(wrong.column);
             }
         }
     }
     (count, keys)
 }
 
-/// The elements of a row that are wrong by themselves: the head of a score, and the column.
-fn wrong_in(case: &Case<'_>, row: usize) -> impl Iterator<Item = (Option<usize>, usize)> {
+/// An element that is wrong by itself.
+#[derive(Clone, Copy, Debug)]
+struct Wrong {
+    head: Option<usize>,
+    expert: Option<usize>,
+    column: usize,
+}
+
+/// The elements of a row that are wrong by themselves; of ids none is, they are right or wrong as a set.
+fn wrong_in(case: &Case<'_>, row: usize) -> impl Iterator<Item = Wrong> {
     let bound = case.evidence.replayed.bound.of(1);
     let slack = super::suspect::slack_of(&case.expected);
-    case.pieces(row).flat_map(move |(head, range)| {
+    let pieces = case.pieces(row).filter(|_| !case.site.stage.holds_ids());
+    pieces.flat_map(move |Piece { head, expert, range }| {
         let start = range.start;
         range.filter_map(move |i| {
             let (c, e) = (case.captured.data[i], case.expected.emulated.data[i]);
@@ -256,7 +298,7 @@ fn wrong_in(case: &Case<'_>, row: usize) -> impl Iterator<Item = (Option<usize>,
                 true => (c - e).abs() > bound * f64::from(slack[i]),
                 false => c != e && !(c.is_nan() && e.is_nan()),
             };
-            wrong.then_some((head, i - start))
+            wrong.then_some(Wrong { head, expert, column: i - start })
         })
     })
 }

@@ -8,11 +8,13 @@ mod attention;
 mod bias;
 mod elementwise;
 mod embedding;
+mod experts;
 mod linear;
 mod norm;
 mod rope;
+mod routing;
 
-use apr_model::Stage;
+use apr_model::{Config, Site, Stage};
 
 use super::suspect::{Answer, Suspect};
 
@@ -38,11 +40,16 @@ pub(crate) enum Tier {
     General,
 }
 
-/// All of them, in the order in which they are preferred.
-pub(crate) fn all() -> impl Iterator<Item = &'static Hypothesis> {
-    let tables: [&'static [Hypothesis]; 8] = [
+/// Those that can happen at `site`, in the order in which they are preferred.
+pub(crate) fn at(site: Site, config: &Config) -> impl Iterator<Item = &'static Hypothesis> {
+    let experts = site.layer.and_then(|layer| config.experts_of(layer as usize));
+    // What a mixture of experts ends with is a sum and no product.
+    let products = site.stage != Stage::FfnOut || experts.is_none();
+    let tables: [&'static [Hypothesis]; 10] = [
         embedding::TABLE,
-        linear::TABLE,
+        if products { linear::TABLE } else { &[] },
+        if experts.is_some() { routing::TABLE } else { &[] },
+        if experts.is_some() { experts::TABLE } else { &[] },
         bias::TABLE,
         norm::TABLE,
         rope::TABLE,
@@ -50,7 +57,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Hypothesis> {
         elementwise::TABLE,
         any::TABLE,
     ];
-    tables.into_iter().flatten()
+    tables.into_iter().flatten().filter(move |it| it.stages.contains(&site.stage))
 }
 
 const fn named(
@@ -144,13 +151,20 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn names_are_unique_and_in_kebab_case() {
-        let mut seen = BTreeSet::new();
-        for hypothesis in all() {
-            let name = hypothesis.name;
-            assert!(seen.insert(name), "{name} occurs twice");
-            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c.is_ascii_digit()));
-            assert!(!hypothesis.stages.is_empty(), "{name} can happen nowhere");
+    fn names_are_in_kebab_case_and_unique_at_a_stage() {
+        for model in apr_testkit::TINY {
+            let path = apr_testkit::fixture(&format!("tiny/{model}"));
+            let checkpoint = apr_format::Checkpoint::open(path).unwrap();
+            let config = apr_model::read_config(&checkpoint).unwrap();
+            for stage in Stage::all() {
+                let mut seen = BTreeSet::new();
+                for Hypothesis { name, .. } in at(Site::layer(0, stage), &config) {
+                    assert!(seen.insert(name), "{name} occurs twice at {stage}");
+                    let fits = |c: char| c.is_ascii_lowercase() || c == '-' || c.is_ascii_digit();
+                    assert!(name.chars().all(fits), "{name}");
+                }
+                assert!(!seen.is_empty(), "{model}: nothing can go wrong at {stage}");
+            }
         }
     }
 

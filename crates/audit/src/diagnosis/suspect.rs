@@ -169,12 +169,19 @@ impl<'c> Suspect<'c> {
         Triple::alternative(value, slack)
     }
 
-    /// Columns of a row; over all its heads, where they are channels.
+    /// Columns of a row; over all its heads, where they are channels, or all its experts.
     pub(crate) fn row_width(&self) -> usize {
         match self.site.stage.axes() {
-            Axes::RowHeadChannel => self.expected.exact.shape[1..].iter().product(),
+            Axes::RowHeadChannel | Axes::RowSlotChannel => {
+                self.expected.exact.shape[1..].iter().product()
+            }
             _ => self.expected.exact.cols(),
         }
+    }
+
+    /// The channel of element `i`: the same one for each expert of a row.
+    pub(crate) fn channel_of(&self, i: usize) -> usize {
+        i % (self.row_width() / self.case.slots())
     }
 
     /// The index of the row of element `i`.

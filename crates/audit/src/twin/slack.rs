@@ -63,7 +63,16 @@ fn at(slack: Option<&[f32]>, i: usize) -> f64 {
 
 /// The root of a sum of squares, as slack is kept. Below the smallest normal number engines may flush to zero.
 fn root(squares: f64) -> f32 {
-    (squares.sqrt() as f32).max(f32::MIN_POSITIVE)
+    (squares.sqrt() as f32).clamp(f32::MIN_POSITIVE, UNKNOWN)
+}
+
+/// The slack of what nobody can know, such as the result of an expert that may have been another one. It is finite, so that
+/// what does not depend on it stays certain: nothing times it is nothing.
+pub(crate) const UNKNOWN: f32 = 1e30;
+
+/// Whether a slack came of [`UNKNOWN`], on whatever way: no value is as large.
+pub(crate) fn is_unknown(slack: f32) -> bool {
+    slack > 1e18
 }
 
 fn squares<const N: usize>(terms: [f64; N]) -> f64 {
@@ -405,12 +414,61 @@ pub(crate) fn silu(
     x.data.iter().enumerate().map(own).collect()
 }
 
+/// The logits of a row, as far as an engine can tell them apart: it may compare their softmax, whose numbers are rounded,
+/// and of which all that underflow are the same.
+#[derive(Debug)]
+pub(crate) struct Choice<'a> {
+    pub(crate) logits: &'a [f64],
+    before: Option<&'a [f32]>,
+    max: f64,
+}
+
+impl<'a> Choice<'a> {
+    /// How far below the largest a logit is whose power is below the smallest normal number of f32.
+    const UNDERFLOW: f64 = 87.0;
+
+    pub(crate) fn new(logits: &'a [f64], before: Option<&'a [f32]>) -> Self {
+        Self { logits, before, max: logits.iter().copied().fold(f64::NEG_INFINITY, f64::max) }
+    }
+
+    /// Whether there is an order: among NaN there is none.
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.max.is_finite() && !self.logits.iter().any(|x| x.is_nan())
+    }
+
+    /// By how much the logit of expert `a` is larger than that of `b`, and the standard deviation of that.
+    pub(crate) fn lead(&self, a: usize, b: usize) -> (f64, f64) {
+        let below = |id: usize| (self.max - self.logits[id]).min(Self::UNDERFLOW);
+        let off = |id: usize| (F32 * (8.0 + below(id))).hypot(at(self.before, id));
+        (below(b) - below(a), off(a).hypot(off(b)))
+    }
+
+    /// Whether `id` may have been another one in its slot: in a set, or in the order of one.
+    fn is_open(&self, id: usize) -> bool {
+        let near = |(lead, off): (f64, f64)| lead.abs() <= REACH * off;
+        !self.is_ordered()
+            || (0..self.logits.len()).any(|other| other != id && near(self.lead(id, other)))
+    }
+}
+
+/// The slack of the `ids` chosen by `logits`: a choice is certain, or nobody knows it.
+pub(crate) fn choice(logits: &Tensor<f64>, before: Option<&[f32]>, ids: &Tensor<f64>) -> Vec<f32> {
+    let experts = logits.cols();
+    let of_row = |(row, (x, ids)): (usize, (&[f64], &[f64]))| {
+        let before = before.map(|before| &before[row * experts..][..experts]);
+        let choice = Choice::new(x, before);
+        let slack = |&id: &f64| if choice.is_open(id as usize) { UNKNOWN } else { 0.0 };
+        ids.iter().map(slack).collect::<Vec<_>>()
+    };
+    logits.rows().zip(ids.rows()).enumerate().flat_map(of_row).collect()
+}
+
 /// The softmax of the chosen logits, over all or over the chosen ones only.
 pub(crate) fn route_weights(
     units: &Units,
     logits: &Tensor<f64>,
     before: Option<&[f32]>,
-    ids: &Tensor<f64>,
+    (ids, ids_slack): (&Tensor<f64>, Option<&[f32]>),
     normalize: bool,
     y: &Tensor<f64>,
 ) -> Vec<f32> {
@@ -427,10 +485,11 @@ pub(crate) fn route_weights(
         let shared: f64 = summed.iter().map(|&id| (powers[id] / sum * off(id)).powi(2)).sum();
         for (slot, id) in chosen.enumerate() {
             let y = y.data[row * k + slot];
-            // As in attention; dividing by the sum of the chosen ones rounds twice more.
-            let own = F32 * (10.0 + (x[id] - max).abs() + (experts as f64).sqrt());
+            // As in attention. The sum over all experts cancels where the chosen ones are divided by their own.
+            let own = F32 * (8.0 + (x[id] - max).abs() + (summed.len() as f64).sqrt());
             let moved = squares([off(id)]) + shared;
-            slack.push(root(y * y * (own * own + moved) + units.kept(3.0, y).powi(2)));
+            let another = at(ids_slack, row * k + slot).powi(2);
+            slack.push(root(y * y * (own * own + moved) + units.kept(2.0, y).powi(2) + another));
         }
     }
     slack
@@ -444,7 +503,9 @@ pub(crate) fn weighted_sum(
     y: &Tensor<f64>,
 ) -> Vec<f32> {
     let (k, width) = (weights.cols(), x.cols());
-    let walk = F32 * (k as f64).sqrt();
+    // Engines that keep results in a narrower type keep the products and the sums on the way in it.
+    let unit = units.output.max(F32);
+    let walk = unit * (k as f64).sqrt();
     let mut slack = Vec::with_capacity(y.data.len());
     for (i, &y) in y.data.iter().enumerate() {
         let (row, column) = (i / width, i % width);
@@ -455,8 +516,8 @@ pub(crate) fn weighted_sum(
             moved += squares([w * at(x_slack, slot * width + column), x * at(w_slack, slot)]);
         }
         // Each product is rounded by itself, and then each sum.
-        let own = walk * (2.0 * products.sqrt() + y.abs());
-        slack.push(root(squares([own, units.kept(1.0, y)]) + moved));
+        let own = [unit * products.sqrt(), walk * (products.sqrt() + y.abs())];
+        slack.push(root(squares(own) + units.kept(1.0, y).powi(2) + moved));
     }
     slack
 }

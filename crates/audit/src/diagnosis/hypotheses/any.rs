@@ -1,6 +1,6 @@
 //! What the value of any stage may look like, whatever made it so.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::collections::BTreeSet;
 
 use apr_model::{Config, Site, Stage, Stage::*};
 use apr_reference::Tensor as Plain;
@@ -9,6 +9,7 @@ use half::f16;
 use super::{Hypothesis, general};
 use crate::{
     diagnosis::{
+        case::Piece,
         geometry,
         suspect::{Answer, Guess, Suspect, slack_of},
     },
@@ -34,6 +35,13 @@ const ANY: &[Stage] = &[
     FfnUp,
     FfnSilu,
     FfnSwigl,
+    MoeRouter,
+    MoeRouterWeights,
+    MoeExpertGate,
+    MoeExpertUp,
+    MoeExpertSilu,
+    MoeExpertSwigl,
+    MoeExpertOut,
     FfnOut,
     PostFfnResidual,
     FinalNorm,
@@ -217,8 +225,8 @@ fn other_rows(suspect: &Suspect<'_>) -> Answer {
     let rows = suspect.case.rows.len();
     let distance = |row: usize, from: usize| -> f64 {
         let pieces = suspect.case.pieces(row).zip(suspect.case.pieces(from));
-        let one = |((_, to), (_, from)): ((_, Range<usize>), (_, Range<usize>))| -> f64 {
-            let pair = captured.data[to].iter().zip(&expected[from.start..]);
+        let one = |(to, from): (Piece, Piece)| -> f64 {
+            let pair = captured.data[to.range].iter().zip(&expected[from.range.start..]);
             pair.map(|(c, e)| (c - e).powi(2)).sum()
         };
         pieces.map(one).sum()
@@ -409,7 +417,7 @@ fn exchanged(suspect: &Suspect<'_>) -> Answer {
     /// Channels that are looked for elsewhere.
     const MOST: usize = 4096;
     let wrong = geometry::wrong_channels(suspect.case);
-    if suspect.case.by_key() || wrong.is_empty() || wrong.len() > MOST {
+    if suspect.case.by_key() || suspect.case.slots() > 1 || wrong.is_empty() || wrong.len() > MOST {
         return Ok(None);
     }
     let width = suspect.row_width();
@@ -485,14 +493,22 @@ fn regions(suspect: &Suspect<'_>) -> Vec<(String, Vec<bool>)> {
         regions.push((words, of_row.collect()));
     }
     let channels: BTreeSet<usize> = geometry::wrong_channels(suspect.case).into_iter().collect();
-    if !suspect.case.by_key() && channels.len() < width {
-        let of_channel: Vec<bool> = (0..total).map(|i| channels.contains(&(i % width))).collect();
+    if !suspect.case.by_key() && channels.len() < width / suspect.case.slots() {
+        let here = |i: usize| channels.contains(&suspect.channel_of(i));
+        let of_channel: Vec<bool> = (0..total).map(here).collect();
         let words = format!("the values of {}", geometry::channels(&channels));
         if rows.len() < suspect.case.record.rows.len() {
             let both = of_channel.iter().zip(&regions[1].1).map(|(&a, &b)| a && b).collect();
             regions.push((format!("{words} of {} are", geometry::positions(&rows)), both));
         }
         regions.push((format!("{words} are"), of_channel));
+    }
+    let experts = geometry::wrong_experts(suspect.case);
+    if experts.len() < suspect.case.record.experts.len() {
+        let width = width / suspect.case.slots();
+        let wrong = |i| suspect.case.expert_of(i / width).is_some_and(|e| experts.contains(&e));
+        let words = format!("the values of {} are", geometry::experts(&experts));
+        regions.push((words, (0..total).map(wrong).collect()));
     }
     regions
 }

@@ -10,8 +10,8 @@ use crate::{
     twin::Triple,
 };
 
-const SILU: &[Stage] = &[FfnSilu];
-const SWIGL: &[Stage] = &[FfnSwigl];
+const SILU: &[Stage] = &[FfnSilu, MoeExpertSilu];
+const SWIGL: &[Stage] = &[FfnSwigl, MoeExpertSwigl];
 const RESIDUAL: &[Stage] = &[PostAttnResidual, PostFfnResidual];
 
 pub(super) const TABLE: &[Hypothesis] = &[
@@ -35,7 +35,7 @@ pub(super) const TABLE: &[Hypothesis] = &[
         activation(s, |x| 1.0 / (1.0 + (-x).exp()), "the sigmoid in the place of SiLU")
     }),
     named("silu-twice", SILU, |s| activation(s, |x| silu(silu(x)), "SiLU is applied twice")),
-    named("silu-on-up", &[FfnSilu, FfnSwigl], silu_on_up),
+    named("silu-on-up", &[FfnSilu, MoeExpertSilu, FfnSwigl, MoeExpertSwigl], silu_on_up),
     named("up-missing", SWIGL, |s| {
         pair(s, |silu, _| silu, "the activated gate is not multiplied with up")
     }),
@@ -85,11 +85,15 @@ fn mapped(suspect: &Suspect<'_>, x: &Triple, f: impl Fn(f64) -> f64) -> Triple {
 
 fn silu_on_up(suspect: &Suspect<'_>) -> Answer {
     let sentence = "the activation function is applied to up, not to the gate";
-    let up = suspect.case.value(suspect.of_layer(FfnUp))?;
-    if suspect.site.stage == FfnSilu {
+    let (gate, up) = match suspect.site.stage {
+        FfnSilu | FfnSwigl => (FfnGate, FfnUp),
+        _ => (MoeExpertGate, MoeExpertUp),
+    };
+    let up = suspect.case.value(suspect.of_layer(up))?;
+    if matches!(suspect.site.stage, FfnSilu | MoeExpertSilu) {
         return Ok(Some(Guess::new(mapped(suspect, &up, silu), sentence)));
     }
-    let gate = suspect.case.value(suspect.of_layer(FfnGate))?;
+    let gate = suspect.case.value(suspect.of_layer(gate))?;
     let value = combined(suspect, &gate, &up, |gate, up| gate * silu(up));
     Ok(Some(Guess::new(value, sentence)))
 }

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-const PRODUCTS: &[Stage] = &[QkvMatmul, AttnOut, FfnGate, FfnUp, FfnOut, LmHead];
+const PRODUCTS: &[Stage] = &[QkvMatmul, AttnOut, FfnGate, FfnUp, MoeRouter, FfnOut, LmHead];
 const QKV: &[Stage] = &[QkvMatmul, QkvBias];
 
 pub(super) const TABLE: &[Hypothesis] = &[
@@ -144,7 +144,7 @@ fn dense(
 }
 
 /// A row of activations as it is rounded for `part`.
-fn rounded_row(suspect: &Suspect<'_>, part: &Stored, row: &[f64]) -> Vec<f64> {
+pub(super) fn rounded_row(suspect: &Suspect<'_>, part: &Stored, row: &[f64]) -> Vec<f64> {
     match suspect.twin().arithmetic.activations.of(part.dtype()) {
         ActivationType::F32 => row.to_vec(),
         kind => {
@@ -366,9 +366,10 @@ fn other_layer(suspect: &Suspect<'_>) -> Answer {
     let (x, model) = (suspect.input(0)?, &suspect.case.evidence.model);
     let Some(own) = suspect.site.layer else { return Ok(None) };
     let layers = (0..suspect.config().num_hidden_layers).filter(|&layer| layer != own as usize);
-    suspect.best(layers.map(|layer| {
-        let weight =
-            model.weight(Site::layer(layer, suspect.site.stage)).expect("layers are alike");
+    // Some layers may have experts, others not.
+    let weights = layers
+        .filter_map(|layer| Some((layer, model.weight(Site::layer(layer, suspect.site.stage))?)));
+    suspect.best(weights.map(|(layer, weight)| {
         let (value, parts) = suspect.in_parts(&suspect.product(&x, &weight.parts)?)?;
         let sentence = of_part(&parts, &format!("the weight is that of layer {layer}"));
         Ok(Guess::new(value, sentence).with("layer", layer as f64))
@@ -387,7 +388,7 @@ fn other_tensor(suspect: &Suspect<'_>) -> Answer {
         if exchanged || stage.is_whole_model() != suspect.site.stage.is_whole_model() {
             continue;
         }
-        let parts = &model.weight(site).expect("layers have all of them").parts;
+        let parts = model.weight(site).map_or(&[][..], |weight| &weight.parts);
         for (index, part) in parts.iter().enumerate() {
             let name = if parts.len() == 3 { ["q", "k", "v"][index] } else { stage.name() };
             others.push((name.to_owned(), part.clone()));

@@ -84,7 +84,7 @@ fn record(engine: &[f32], expected: &Tensor<f64>, slack: &[f32]) -> Record {
             emulated: expected,
             slack: Some(&slack[part]),
         };
-        let place = Place { step: 0, position, head: None, head_width: None };
+        let place = Place { position, ..Place::default() };
         let sums = record.add(place, compared);
         record.rows.push((0, position, sums));
     }
