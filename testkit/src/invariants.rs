@@ -218,6 +218,8 @@ pub fn replaced_values_are_used<B: Backend>(backend: impl Fn() -> B) {
             let element = &mut moved.values[(own.shape[axis] - 1) * row_len];
             *element = match (site.stage.holds_ids(), &model.config().moe) {
                 (true, Some(moe)) => (*element + 1.0) % moe.num_experts as f64,
+                // The logit of an expert that is not chosen has no effect.
+                _ if site.stage == Stage::MoeRouter => 100.0,
                 _ => *element * 1.5 + 0.25,
             };
             let mut graft = Collect::new(model.all_taps()).replacing(site, moved);

@@ -11,7 +11,7 @@ fn captures_of_hugging_face_models_are_read_and_verified() {
         assert_eq!(capture.unknown(), [""; 0]);
         assert_eq!(capture.steps()[0].token_ids.as_ref(), Some(&golden.prompt_ids));
         let dims = capture.provenance().unwrap().model.config.clone().unwrap();
-        assert_eq!(dims.qk_norm, name == "qwen3");
+        assert_eq!(dims.qk_norm, name.starts_with("qwen3"));
         for step in 0..capture.steps().len() {
             for site in capture.sites().into_iter().filter(|&s| capture.info(step, s).is_some()) {
                 let tensor = capture.tensor(step, site).unwrap();

@@ -24,6 +24,7 @@ pub enum Check {
     ChatTemplate,
     Plan,
     FiniteValues,
+    Routing,
     Repeat,
     Traced,
     LogitRows,
@@ -36,7 +37,7 @@ pub enum Check {
     Isa,
 }
 
-const TABLE: [(Check, &str, &str); 26] = [
+const TABLE: [(Check, &str, &str); 27] = [
     (Check::Checksum, "checksum", "the checksums that the file states are those of its bytes"),
     (
         Check::Layout,
@@ -85,6 +86,11 @@ const TABLE: [(Check, &str, &str); 26] = [
         "the same kernels are planned whatever the threads and the instruction set",
     ),
     (Check::FiniteValues, "finite-values", "every value of the forward pass is finite"),
+    (
+        Check::Routing,
+        "routing",
+        "each token goes to the experts of the largest logits, to each once, with weights that are their probabilities",
+    ),
     (Check::Repeat, "repeat", "the same run twice gives the same bits"),
     (
         Check::Traced,

@@ -14,6 +14,7 @@ mod compare;
 mod error;
 mod file;
 mod outcome;
+mod routing;
 mod rows;
 mod runs;
 mod script;

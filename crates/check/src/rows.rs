@@ -18,7 +18,9 @@ pub struct Place {
     pub position: usize,
     /// The head, where the stage has heads.
     pub head: Option<usize>,
-    /// The channel of the row or head.
+    /// Which of the row's experts, where the stage has experts.
+    pub slot: Option<usize>,
+    /// The channel of the row, head or expert.
     pub channel: Option<usize>,
     /// The position of the key, for scores.
     pub key: Option<usize>,
@@ -89,12 +91,14 @@ impl Row {
     /// Where element `index` of the row of `position` at `site` stands.
     pub(crate) fn place(&self, site: Site, position: usize, index: usize) -> Place {
         let (head, inner) = (index / self.head_len.max(1), index % self.head_len.max(1));
-        let (head, channel, key) = match site.stage.axes() {
-            Axes::RowChannel | Axes::RowSlot | Axes::RowSlotChannel => (None, Some(index), None),
-            Axes::RowHeadChannel => (Some(head), Some(inner), None),
-            Axes::HeadRowKey => (Some(head), None, Some(inner)),
+        let (head, slot, channel, key) = match site.stage.axes() {
+            Axes::RowChannel => (None, None, Some(index), None),
+            Axes::RowSlot => (None, Some(index), None, None),
+            Axes::RowSlotChannel => (None, Some(head), Some(inner), None),
+            Axes::RowHeadChannel => (Some(head), None, Some(inner), None),
+            Axes::HeadRowKey => (Some(head), None, None, Some(inner)),
         };
-        Place { site, position, head, channel, key }
+        Place { site, position, head, slot, channel, key }
     }
 }
 

@@ -152,6 +152,7 @@ impl<F: Factory> Session<'_, F> {
             site: Site::whole(Stage::LmHead),
             position: index / vocab,
             head: None,
+            slot: None,
             channel: Some(index % vocab),
             key: None,
         };
@@ -254,13 +255,13 @@ impl<F: Factory> Session<'_, F> {
     }
 
     /// Tells who waits how much there is to do.
-    fn begin(&self, check: Check, runs: &[&[Act]]) {
+    pub(crate) fn begin(&self, check: Check, runs: &[&[Act]]) {
         let sites = self.model.as_ref().map_or(0, |model| model.plan().sites().len());
         let steps: usize = runs.iter().map(|acts| reads(acts).len()).sum();
         self.watch.begin(check, (sites * steps) as u64);
     }
 
-    fn whole(&self) -> Vec<Act> {
+    pub(crate) fn whole(&self) -> Vec<Act> {
         vec![Act::Read(self.texts.prompt.len())]
     }
 

@@ -132,6 +132,7 @@ impl<'a, F: Factory> Session<'a, F> {
         match check {
             Check::Plan => self.plan(),
             Check::FiniteValues => self.finite_values(),
+            Check::Routing => self.routing(),
             Check::Repeat => self.repeat(),
             Check::Traced => self.traced(),
             Check::LogitRows => self.logit_rows(),

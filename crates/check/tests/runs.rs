@@ -34,8 +34,13 @@ fn a_backend_that_keeps_its_promises_passes_every_check() {
         let checkup = checked(&open(&file), Mischief::None, &[]);
         for checked in &checkup.checks {
             let is_absent = matches!(checked.outcome, Outcome::NotApplicable { .. });
-            // Of the containers, only .apr states a checksum.
-            assert_eq!(is_absent, checked.name == Check::Checksum, "{file}: {}", checked.name);
+            let expected = match checked.name {
+                // Of the containers, only .apr states one.
+                Check::Checksum => true,
+                Check::Routing => !file.contains("moe"),
+                _ => false,
+            };
+            assert_eq!(is_absent, expected, "{file}: {}", checked.name);
             assert!(is_absent || checked.outcome == Outcome::Held, "{file}: {}", checked.name);
             assert_eq!(checked.notes, [], "{file}: {}", checked.name);
         }
@@ -65,8 +70,8 @@ fn what_a_backend_has_no_choice_of_does_not_apply_to_it_unless_asked_for() {
     };
     let checkup = check(None);
     for checked in &checkup.checks {
-        use Check::{Checksum, Isa, Plan, Threads};
-        let is_choice = matches!(checked.name, Checksum | Plan | Threads | Isa);
+        use Check::{Checksum, Isa, Plan, Routing, Threads};
+        let is_choice = matches!(checked.name, Checksum | Plan | Routing | Threads | Isa);
         match &checked.outcome {
             Outcome::NotApplicable { .. } => assert!(is_choice, "{}", checked.name),
             outcome => {
@@ -209,4 +214,31 @@ fn prompts_that_no_run_can_read_are_refused() {
     assert!(refused(vec![]).contains("no tokens"));
     assert!(refused(vec![1, 320]).contains("vocabulary of 320"));
     assert!(refused(vec![1; 513]).contains("context holds 512"));
+}
+
+#[test]
+fn experts_are_routed_as_the_router_says() {
+    let checkpoint = open("tiny/qwen3-moe");
+    let routing = |mischief| {
+        let checkup = checked(&checkpoint, mischief, &[Check::Routing]);
+        let [checked] = &checkup.checks[..] else { panic!("one was asked for") };
+        (checked.outcome.clone(), checked.looked_at.clone())
+    };
+    let (outcome, looked_at) = routing(Mischief::None);
+    assert_eq!(outcome, Outcome::Held);
+    let looked_at = looked_at.unwrap();
+    assert!(looked_at.starts_with("48 choices; the closest is "), "{looked_at}");
+    for (mischief, words) in [
+        (
+            Mischief::SameExpertTwice,
+            ["layer 0, position 0", "chosen twice", "(47 more such choices)"],
+        ),
+        (Mischief::NotNormalised, ["layer 0, position 0", "sum to", "(47 more such choices)"]),
+    ] {
+        let Outcome::Broken { breaks } = routing(mischief).0 else { panic!("{mischief:?}") };
+        let [Break::Other { what }] = &breaks[..] else { panic!("{breaks:?}") };
+        assert!(words.iter().all(|word| what.contains(word)), "{what}");
+    }
+    let dense = checked(&open("tiny/qwen3"), Mischief::None, &[Check::Routing]);
+    assert!(matches!(dense.checks[0].outcome, Outcome::NotApplicable { .. }));
 }

@@ -14,10 +14,14 @@ use serde_json::Value;
 fn sites(model: &str, layers: usize) -> Vec<String> {
     let all = "attn_norm qkv_matmul qkv_bias q_norm k_norm q_post_rope k_post_rope attn_scores \
                attn_softmax attention attn_out post_attn_residual ffn_norm ffn_gate ffn_up \
-               ffn_silu ffn_swigl ffn_out post_ffn_residual";
+               ffn_silu ffn_swigl moe_router moe_router_indices moe_router_weights \
+               moe_expert_gate moe_expert_up moe_expert_silu moe_expert_swigl moe_expert_out \
+               ffn_out post_ffn_residual";
     let has = |stage: &&str| match *stage {
         "qkv_bias" => model == "qwen2",
-        "q_norm" | "k_norm" => model == "qwen3",
+        "q_norm" | "k_norm" => model.starts_with("qwen3"),
+        "ffn_gate" | "ffn_up" | "ffn_silu" | "ffn_swigl" => model != "qwen3-moe",
+        stage if stage.starts_with("moe_") => model == "qwen3-moe",
         _ => true,
     };
     let layer = |i| all.split_whitespace().filter(has).map(move |s| format!("layers.{i}.{s}"));

@@ -206,7 +206,8 @@ pub(crate) fn broken(what: &Break) -> String {
 
 fn place(at: &Place) -> String {
     let mut out = format!("{}, position {}", at.site, at.position);
-    for (name, index) in [("head", at.head), ("channel", at.channel), ("key", at.key)] {
+    let places = [("head", at.head), ("slot", at.slot), ("channel", at.channel), ("key", at.key)];
+    for (name, index) in places {
         if let Some(index) = index {
             let _ = write!(out, ", {name} {index}");
         }
@@ -253,7 +254,8 @@ mod tests {
     /// A rotated query of layer 3 that is off by the last bit.
     fn bits(expected: Option<f64>) -> Outcome {
         let site = Site::layer(3, Stage::QPostRope);
-        let at = Place { site, position: 7, head: Some(1), channel: Some(5), key: None };
+        let at =
+            Place { site, position: 7, head: Some(1), slot: None, channel: Some(5), key: None };
         let found = f64::from(f32::from_bits(0.1f32.to_bits() + 1));
         let run = "token by token".to_owned();
         Outcome::Broken {

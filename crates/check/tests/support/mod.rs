@@ -40,6 +40,10 @@ pub(crate) enum Mischief {
     OneLogitRow,
     /// A NaN out of the down projection of layer 1.
     Nan,
+    /// Each token's second expert is its first.
+    SameExpertTwice,
+    /// The weights of the experts are not divided by their sum.
+    NotNormalised,
     /// Another kernel with three threads.
     PlanOfThree,
 }
@@ -250,7 +254,13 @@ impl Backend for Spoilt {
     }
 
     fn top_k(&self, x: &Self::Tensor, k: usize) -> Result<Self::Tensor> {
-        self.cpu.top_k(x, k)
+        let ids = self.cpu.top_k(x, k)?;
+        if self.mischief != Mischief::SameExpertTwice {
+            return Ok(ids);
+        }
+        let first = |row: &[f32]| vec![f64::from(row[0]); k];
+        let values = ids.values().chunks(k).flat_map(first).collect();
+        self.cpu.upload(HostTensor { shape: ids.shape().to_vec(), values })
     }
 
     fn route_weights(
@@ -259,6 +269,7 @@ impl Backend for Spoilt {
         ids: &Self::Tensor,
         normalize: bool,
     ) -> Result<Self::Tensor> {
+        let normalize = normalize && self.mischief != Mischief::NotNormalised;
         self.cpu.route_weights(logits, ids, normalize)
     }
 
