@@ -171,9 +171,13 @@ fn of_the_file(checked: &Checked) -> String {
     let mut out = String::new();
     if let Outcome::Broken { breaks } = &checked.outcome {
         let of_file = |one: &&Break| !matches!(one, Break::Tensor { .. });
-        let breaks: Vec<String> = breaks.iter().filter(of_file).map(broken).collect();
-        let breaks = listed(breaks.into_iter());
-        let _ = write!(out, "\n{name} is BROKEN. What must hold: {holds}.\n{breaks}");
+        let said: Vec<String> = breaks.iter().filter(of_file).map(broken).collect();
+        let of_tensors = breaks.len() - said.len();
+        let _ = write!(out, "\n{name} is BROKEN. What must hold: {holds}.\n");
+        out += &listed(said.into_iter());
+        if of_tensors > 0 {
+            let _ = writeln!(out, "  {}: see the table below", plural(of_tensors, "tensor"));
+        }
     }
     let notes = checked.notes.iter().filter(|note| note.tensor.is_none());
     let notes: Vec<String> = notes.map(ToString::to_string).collect();

@@ -1,6 +1,7 @@
 //! Audits as text, as JSON and as a page: of captures by Hugging Face, with the right weights and with wrong ones.
 
 mod bisect;
+mod file_check;
 mod page;
 mod schema;
 mod text;
