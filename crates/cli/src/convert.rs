@@ -205,6 +205,7 @@ impl Args {
             types: mix(&plan.tensors),
             losses: plan.losses.iter().map(Loss::to_string).collect(),
             notes: notes(plan),
+            unneeded: plan.metadata.notes.iter().map(Loss::to_string).collect(),
             tensors,
             outcome: None,
         }
@@ -261,7 +262,6 @@ fn notes(plan: &Plan) -> Vec<String> {
             plural(without, "tensor")
         ));
     }
-    notes.extend(plan.metadata.notes.iter().map(Loss::to_string));
     notes
 }
 

@@ -43,6 +43,7 @@ impl Output {
                 }
             }
         }
+        fs::read_dir(output.parent()).map_err(io_error(output.parent()))?;
         output.check_free()?;
         Ok(output)
     }

@@ -36,6 +36,8 @@ pub struct Conversion {
     pub losses: Vec<String>,
     /// What was decided, in words.
     pub notes: Vec<String>,
+    /// What the target has no place for and no one who runs the model needs; the text has only its number.
+    pub unneeded: Vec<String>,
     /// All tensors, in the order of the model.
     pub tensors: Vec<TensorLine>,
     /// What came of it; `None` for a plan.
@@ -94,6 +96,14 @@ impl Conversion {
         out += &lines(&types);
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");
+        }
+        if !self.unneeded.is_empty() {
+            let keys = plural(self.unneeded.len(), "key");
+            let (container, no) = (&self.container, "running the model needs none of them");
+            let _ = writeln!(
+                out,
+                "note: {container} has no place for {keys}; {no} (--json lists them)"
+            );
         }
         for loss in &self.losses {
             let _ = writeln!(out, "lost: {loss}");
