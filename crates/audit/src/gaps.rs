@@ -105,8 +105,8 @@ impl Gaps {
             let Record { elements, not_finite, both_not_finite, unknown, .. } = *record;
             let because = if unknown > 0 {
                 format!(
-                    "{unknown} of its values are of experts that a near-tie of the router leaves open, and that were not \
-                     captured; capture moe_router_indices"
+                    "{unknown} of its values are of experts that nobody knows: the captured ids are of none, or a near-tie of \
+                     the router leaves them open and moe_router_indices was not captured"
                 )
             } else if elements + not_finite == 0 {
                 "no finite value on either side".to_owned()

@@ -565,7 +565,9 @@ impl Evidence<'_> {
         let elements = self.model.weight(site).map_or(1, Weight::elements);
         let experts = site.layer.and_then(|layer| self.config().experts_of(layer as usize));
         match experts {
-            Some(moe) if has_slots(site) => elements / moe.num_experts * moe.num_experts_per_tok,
+            Some(moe) if has_slots(site) => {
+                (elements / moe.num_experts * moe.num_experts_per_tok).max(1)
+            }
             _ => elements,
         }
     }

@@ -5,6 +5,7 @@
 mod any;
 mod attention;
 mod elementwise;
+mod experts;
 mod linear;
 mod norm;
 mod plant;

@@ -15,7 +15,7 @@ use apr_testkit::fixture;
 /// What a mistake may look at: the model, and all that has been computed so far.
 pub(crate) struct Seen {
     pub(crate) config: Config,
-    /// The model's tensors by their GGUF names, as `(shape, values)`.
+    /// The model's tensors by their GGUF names, those of an expert followed by its number, as `(shape, values)`.
     pub(crate) tensors: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
     /// Values of all steps so far.
     pub(crate) values: BTreeMap<(usize, Site), HostTensor>,
@@ -213,7 +213,7 @@ impl Run {
         let tensors = checkpoint
             .tensors()
             .filter_map(|(name, stored)| {
-                let name = apr_model::role_of(name)?.gguf_name();
+                let name = apr_model::role_of(name)?.to_string();
                 let values = stored.to_f32().unwrap().into_iter().map(f64::from).collect();
                 Some((name, (stored.shape().dims().to_vec(), values)))
             })

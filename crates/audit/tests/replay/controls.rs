@@ -68,6 +68,7 @@ fn captures_of_hugging_face_match() {
     for (capture, file) in [
         ("tiny-qwen2", "tiny/qwen2"),
         ("tiny-qwen3", "tiny/qwen3"),
+        ("tiny-qwen3-moe", "tiny/qwen3-moe"),
         ("tiny-llama", "tiny/llama"),
         ("tiny-llama3-rope", "tiny/llama3-rope"),
         ("pycoder-3m", "pycoder-3m"),

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -52,6 +52,8 @@ pub(crate) struct Run {
     pub(crate) layout: Layout,
     pub(crate) logits: LogitRows,
     pub(crate) plants: BTreeMap<(usize, Site), Change>,
+    /// Of these, the ones that only the capture has: the engine goes on with what is right.
+    pub(crate) miswritten: BTreeSet<(usize, Site)>,
 }
 
 impl Default for Run {
@@ -65,6 +67,7 @@ impl Default for Run {
             layout: Layout::Safetensors,
             logits: LogitRows::All,
             plants: BTreeMap::new(),
+            miswritten: BTreeSet::new(),
         }
     }
 }
@@ -79,6 +82,17 @@ impl Run {
     ) -> Self {
         self.plants.insert((step, self::site(site)), Box::new(change));
         self
+    }
+
+    /// Lets the capture have `site` of step `step` wrong, which the engine had right.
+    pub(crate) fn miswriting(
+        mut self,
+        step: usize,
+        site: &str,
+        change: impl Fn(&[usize], &mut [f64]) + 'static,
+    ) -> Self {
+        self.miswritten.insert((step, self::site(site)));
+        self.planting(step, site, change)
     }
 
     pub(crate) fn tokens(&self) -> Vec<u32> {
@@ -100,8 +114,9 @@ impl Run {
         let recorder =
             Recorder::create(&path, provenance, Dims::from(model.config()), options).unwrap();
         let tokens = self.tokens();
+        let (plants, miswritten) = (&self.plants, &self.miswritten);
         let mut engine =
-            Engine { recorder, plants: &self.plants, step: 0, wrong: RefCell::default() };
+            Engine { recorder, plants, miswritten, step: 0, wrong: RefCell::default() };
         let mut cache = model.cache(tokens.len()).unwrap();
         let mut rest = &tokens[..];
         for (chunk, &length) in self.lengths.iter().enumerate() {
@@ -156,6 +171,7 @@ impl Captured {
 struct Engine<'a> {
     recorder: Recorder,
     plants: &'a BTreeMap<(usize, Site), Change>,
+    miswritten: &'a BTreeSet<(usize, Site)>,
     step: usize,
     /// What is to be used from here on.
     wrong: RefCell<Option<HostTensor>>,
@@ -194,7 +210,8 @@ impl Observer for Engine<'_> {
     }
 
     fn replace(&mut self, site: Site) -> Result<Option<HostTensor>, ObserverError> {
-        match self.plants.contains_key(&(self.step, site)) {
+        let place = (self.step, site);
+        match self.plants.contains_key(&place) && !self.miswritten.contains(&place) {
             true => {
                 let wrong = self.wrong.take();
                 assert!(

@@ -8,5 +8,6 @@ mod controls;
 mod engine;
 mod faults;
 mod inputs;
+mod routing;
 mod rows;
 mod spans;

@@ -332,10 +332,13 @@ fn rows_shifted(suspect: &Suspect<'_>) -> Answer {
     suspect.best(guesses.into_iter().filter_map(Result::transpose))
 }
 
+/// All matrices but the first begin too early or too late.
 fn stride(suspect: &Suspect<'_>) -> Answer {
-    let product = Product::of(suspect)?;
+    let mut product = Product::of(suspect)?;
+    product.wrong = (0..product.experts).collect();
     let out = product.out as isize;
-    let guesses = [1, 2, 4, 8, 16, 32, 64].into_iter().flat_map(|by| [-by, by]).map(|by: isize| {
+    let by = [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|by| by < &out);
+    let guesses = by.flat_map(|by| [-by, by]).map(|by: isize| {
         let Some(value) = beginning(&product, |expert| expert as isize * (out + by))? else {
             return Ok(None);
         };

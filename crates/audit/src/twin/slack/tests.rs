@@ -331,3 +331,74 @@ fn attention_in_any_order_and_in_one_pass() {
         assert!(excess(&engine[1], &softmax, &softmax_slack) > 1.0, "a masked key is looked at");
     }
 }
+
+#[test]
+fn weights_of_experts_and_their_sum_in_any_order() {
+    let mut random = Random(7);
+    let (n, experts, k, width) = (40, 64, 8, 96);
+    let mut logits = random.plain([n, experts]);
+    logits.data.iter_mut().for_each(|x| *x = f64::from((*x * 4.0) as f32));
+    let ids = exact().top_k(&logits, k).unwrap();
+    let x = random.massive([n, k, width]);
+    for normalize in [true, false] {
+        let weights = exact().route_weights(&logits, &ids, normalize).unwrap();
+        let slack = route_weights(&UNITS, &logits, None, (&ids, None), normalize, &weights);
+        let y = exact().weighted_sum(&x, &weights).unwrap();
+        let sum_slack = weighted_sum(&UNITS, [&x, &weights], [None, Some(&slack)], &y);
+        for (order, sum) in ORDERS {
+            let (mut engine, mut engine_sum) = (Vec::new(), Vec::new());
+            for (row, (logits, ids)) in logits.rows().zip(ids.rows()).enumerate() {
+                let logits = single(logits);
+                let max = logits.iter().copied().fold(f32::MIN, f32::max);
+                let powers: Vec<f32> = logits.iter().map(|x| (x - max).exp()).collect();
+                // As llama.cpp does: over all, by the inverse, and then over the chosen ones.
+                let scale = 1.0 / sum(&powers);
+                let mut chosen: Vec<f32> =
+                    ids.iter().map(|&id| powers[id as usize] * scale).collect();
+                if normalize {
+                    let total = sum(&chosen);
+                    chosen.iter_mut().for_each(|p| *p /= total);
+                }
+                for c in 0..width {
+                    let products: Vec<f32> = (0..k)
+                        .map(|slot| chosen[slot] * x.data[(row * k + slot) * width + c] as f32)
+                        .collect();
+                    engine_sum.push(sum(&products));
+                }
+                engine.extend(chosen);
+            }
+            let what = format!("{order}, normalised: {normalize}");
+            assert_allows(&format!("weights {what}"), &engine, &weights, &slack, 100.0);
+            assert_allows(&format!("sums {what}"), &engine_sum, &y, &sum_slack, 100.0);
+        }
+    }
+}
+
+#[test]
+fn a_choice_is_open_where_another_expert_is_nearer_than_the_slack_reaches() {
+    let logits =
+        Tensor { shape: vec![2, 4], data: vec![3.0, 2.0, 2.0 - 1e-7, 0.0, 3.0, 2.0, 1.0, 0.0] };
+    let ids = exact().top_k(&logits, 2).unwrap();
+    assert_eq!(choice(&logits, None, &ids), [0.0, UNKNOWN, 0.0, 0.0]);
+    // What the logits were computed from was not captured: the first two of the second row are as near.
+    let before: Vec<f32> = vec![0.0, 0.0, 0.0, 0.0, 0.2, 0.2, 0.0, 0.0];
+    assert_eq!(choice(&logits, Some(&before), &ids), [0.0, UNKNOWN, UNKNOWN, UNKNOWN]);
+}
+
+#[test]
+fn what_nobody_knows_stays_unknown_on_its_way_and_touches_nothing_else() {
+    let mut random = Random(8);
+    let (x, w) = (random.plain([2, 64]), random.plain([32, 64]));
+    let parts = vec![stored(&w)];
+    let y = exact().linear(&x, &parts).unwrap();
+    let rows: Vec<_> = w.rows().map(|row| WeightRow::certain(&single(row))).collect();
+    let mut slack = linear(&UNITS, &x, &rows, &y);
+    let before: Vec<f32> = (0..128).map(|i| if i < 64 { UNKNOWN } else { 0.0 }).collect();
+    through_linear(&mut slack, &x, &before, &parts, |_| ActivationType::Q8_0).unwrap();
+    let norm = rms_norm(&UNITS, &y, Some(&slack), &[1.0; 32], 1e-6, &y);
+    for slack in [&slack, &norm] {
+        assert!(
+            slack[..32].iter().all(|&s| is_unknown(s)) && slack[32..].iter().all(|&s| s < 1e-3)
+        );
+    }
+}
