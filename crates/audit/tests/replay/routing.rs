@@ -163,25 +163,34 @@ fn with_twins(a: usize, b: usize) -> Checkpoint {
     draft.gguf()
 }
 
-/// The first row of a run that goes to one of two experts and not to the other.
-fn divided(checkpoint: &Checkpoint, [a, b]: [f64; 2]) -> usize {
-    let captured = Run::default().on(native(), checkpoint).open();
-    let ids = captured.tensor(0, site(IDS)).unwrap().to_f64();
-    let row = ids.chunks_exact(2).position(|ids| ids.contains(&a) != ids.contains(&b));
-    row.expect("some row is sent to the last of them")
+/// A model with such twins, of which some row of the first step goes to the first only: the model, the twins and the row.
+fn divided() -> (Checkpoint, [f64; 2], usize) {
+    let pairs = (0..EXPERTS).flat_map(|a| (a + 1..EXPERTS).map(move |b| (a, b)));
+    let found = pairs.into_iter().find_map(|(a, b)| {
+        let checkpoint = with_twins(a, b);
+        let captured = Run::default().on(native(), &checkpoint);
+        let ids = captured.open().tensor(0, site(IDS)).unwrap().to_f64();
+        let [a, b] = [a as f64, b as f64];
+        let row = ids.chunks_exact(2).position(|ids| ids.contains(&a) && !ids.contains(&b))?;
+        Some((checkpoint, [a, b], row))
+    });
+    found.expect("of some pair one is the last that is chosen")
+}
+
+/// Lets a row go to the other one of twins.
+fn to_the_other([a, b]: [f64; 2], row: usize) -> impl Fn(&[usize], &mut [f64]) {
+    move |_, ids| {
+        for id in &mut ids[2 * row..][..2] {
+            *id = if *id == a { b } else { *id };
+        }
+    }
 }
 
 #[test]
 fn of_two_experts_that_are_as_good_either_may_be_taken() {
-    let (a, b) = (2, 5);
-    let checkpoint = with_twins(a, b);
+    let (checkpoint, twins, row) = divided();
     assert_match(&Run::default().on(native(), &checkpoint).audited(&checkpoint), "twins");
-    let row = divided(&checkpoint, [a as f64, b as f64]);
-    let run = Run::default().planting(0, IDS, move |_, ids| {
-        for id in &mut ids[2 * row..][..2] {
-            *id = if *id == a as f64 { b as f64 } else { *id };
-        }
-    });
+    let run = Run::default().planting(0, IDS, to_the_other(twins, row));
     let audit = run.on(native(), &checkpoint).audited(&checkpoint);
     assert_match(&audit, "the other twin");
     let routing = audit.stage(site(IDS)).unwrap().routing.clone().unwrap();
@@ -191,15 +200,9 @@ fn of_two_experts_that_are_as_good_either_may_be_taken() {
 
 #[test]
 fn what_a_tie_leaves_open_is_not_judged_where_nobody_captured_the_choice() {
-    let checkpoint = with_twins(2, 5);
-    let row = divided(&checkpoint, [2.0, 5.0]);
+    let (checkpoint, twins, row) = divided();
     let sites = Some(all_but(&checkpoint, &[Stage::MoeRouterIndices]));
-    let run = Run { sites, ..Run::default() };
-    let run = run.planting(0, IDS, move |_, ids| {
-        for id in &mut ids[2 * row..][..2] {
-            *id = if *id == 2.0 { 5.0 } else { *id };
-        }
-    });
+    let run = Run { sites, ..Run::default() }.planting(0, IDS, to_the_other(twins, row));
     let captured = run.on(native(), &checkpoint);
     assert_quiet(&captured.audited_with(&checkpoint, &common()), "the other twin, unseen");
     let audit = captured.audited(&checkpoint);
