@@ -9,3 +9,4 @@ mod weights;
 
 pub use config::{HeadRows, head_rows, read_config};
 pub(crate) use weights::bind;
+pub use weights::runnable_config;

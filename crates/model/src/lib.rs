@@ -20,7 +20,7 @@ mod sampler;
 mod site;
 
 pub use backend::*;
-pub use bind::{HeadRows, head_rows, read_config};
+pub use bind::{HeadRows, head_rows, read_config, runnable_config};
 pub use config::{Architecture, Config, MoeConfig, RopeScaling};
 pub use cx::Cx;
 pub use error::{Error, Result};

@@ -12,11 +12,19 @@ use crate::{
     names::{Role, role_of},
 };
 
-/// Takes the weights of `checkpoint` to `backend`.
-pub(crate) fn bind<B: Backend>(
-    backend: &B,
+/// The config that `checkpoint` runs with, or why it does not run: what binding finds out, without a backend and
+/// without a look at the weights (but for a head that is stored although it is tied).
+///
+/// Whether a backend takes the types of the weights is for the backend to say.
+pub fn runnable_config(checkpoint: &Checkpoint) -> Result<Config> {
+    Ok(bind(&Unkept, checkpoint)?.config)
+}
+
+/// Takes the weights of `checkpoint` to `keeper`.
+pub(crate) fn bind<K: Keeper>(
+    keeper: &K,
     checkpoint: &Checkpoint,
-) -> Result<Decoder<B::Weight, B::Vector>> {
+) -> Result<Decoder<K::Matrix, K::Vector>> {
     let mut config = read_config(checkpoint)?;
     let mut tensors = Tensors::of(checkpoint, &config)?;
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
@@ -40,7 +48,7 @@ pub(crate) fn bind<B: Backend>(
                 supported: "supported: one of the two".to_owned(),
             });
         }
-        config.rope_scaling = RopeScaling::Factors(factors.stored.to_f32()?);
+        config.rope_scaling = RopeScaling::Factors(factors.original.to_f32()?);
     }
 
     // Grows with the layers that are there: their number is only the file's word.
@@ -64,32 +72,28 @@ pub(crate) fn bind<B: Backend>(
         };
         let mut head_norm = |role| match config.qk_norm {
             false => Ok(None),
-            true => take(role, &[head_dim])?.vector(backend).map(Some),
+            true => take(role, &[head_dim])?.vector(keeper).map(Some),
         };
         let (q_norm, k_norm) = (head_norm(LayerRole::AttnQNorm)?, head_norm(LayerRole::AttnKNorm)?);
         layers.push(Layer {
-            attn_norm: take(LayerRole::AttnNorm, &[hidden])?.vector(backend)?,
-            qkv: Named::joined_weight(backend, &qkv)?,
-            qkv_bias: qkv_bias.map(|parts| Named::joined_vector(backend, &parts)).transpose()?,
+            attn_norm: take(LayerRole::AttnNorm, &[hidden])?.vector(keeper)?,
+            qkv: keeper.matrix(&qkv)?,
+            qkv_bias: qkv_bias.map(|parts| keeper.vector(&parts)).transpose()?,
             q_norm,
             k_norm,
-            attn_output: take(LayerRole::AttnOutput, &[hidden, q_dim])?.weight(backend)?,
-            ffn_norm: take(LayerRole::FfnNorm, &[hidden])?.vector(backend)?,
+            attn_output: take(LayerRole::AttnOutput, &[hidden, q_dim])?.matrix(keeper)?,
+            ffn_norm: take(LayerRole::FfnNorm, &[hidden])?.vector(keeper)?,
             ffn: match config.experts_of(index) {
                 None => Ffn::Dense {
-                    gate: take(LayerRole::FfnGate, &[ffn, hidden])?.weight(backend)?,
-                    up: take(LayerRole::FfnUp, &[ffn, hidden])?.weight(backend)?,
-                    down: take(LayerRole::FfnDown, &[hidden, ffn])?.weight(backend)?,
+                    gate: take(LayerRole::FfnGate, &[ffn, hidden])?.matrix(keeper)?,
+                    up: take(LayerRole::FfnUp, &[ffn, hidden])?.matrix(keeper)?,
+                    down: take(LayerRole::FfnDown, &[hidden, ffn])?.matrix(keeper)?,
                 },
                 Some(moe) => {
                     let (experts, moe_ffn) = (moe.num_experts, moe.moe_intermediate_size);
-                    let router =
-                        take(LayerRole::FfnGateInp, &[experts, hidden])?.weight(backend)?;
+                    let router = take(LayerRole::FfnGateInp, &[experts, hidden])?.matrix(keeper)?;
                     let mut stacked = |role, shape| {
-                        Named::joined_weight(
-                            backend,
-                            &tensors.take_experts(index, role, experts, shape)?,
-                        )
+                        keeper.matrix(&tensors.take_experts(index, role, experts, shape)?)
                     };
                     Ffn::Moe {
                         config: moe.clone(),
@@ -102,47 +106,93 @@ pub(crate) fn bind<B: Backend>(
             },
         });
     }
-    let norm = tensors.take(Role::OutputNorm, [hidden])?.vector(backend)?;
+    let norm = tensors.take(Role::OutputNorm, [hidden])?.vector(keeper)?;
     tensors.all_used(config.architecture)?;
 
     Ok(Decoder {
         rope: config.rope_frequencies(),
-        embed_tokens: table.weight(backend)?,
-        lm_head: head.map(|head| head.weight(backend)).transpose()?,
+        embed_tokens: table.matrix(keeper)?,
+        lm_head: head.map(|head| head.matrix(keeper)).transpose()?,
         layers,
         norm,
         config,
     })
 }
 
+/// What becomes of the tensors that are bound.
+pub(crate) trait Keeper {
+    /// What becomes of a matrix.
+    type Matrix;
+    /// What becomes of a norm weight or a bias.
+    type Vector;
+
+    /// Takes the matrix whose rows are those of `parts`, one part after the other.
+    fn matrix(&self, parts: &[Named]) -> Result<Self::Matrix>;
+
+    /// Takes the vector made of `parts`, one after the other.
+    fn vector(&self, parts: &[Named]) -> Result<Self::Vector>;
+}
+
+impl<B: Backend> Keeper for B {
+    type Matrix = B::Weight;
+    type Vector = B::Vector;
+
+    fn matrix(&self, parts: &[Named]) -> Result<B::Weight> {
+        Backend::weight(self, &Named::all_stored(parts)?)
+            .map_err(|error| Named::blame(parts, error))
+    }
+
+    fn vector(&self, parts: &[Named]) -> Result<B::Vector> {
+        Backend::vector(self, &Named::all_stored(parts)?)
+            .map_err(|error| Named::blame(parts, error))
+    }
+}
+
+/// Keeps nothing.
+struct Unkept;
+
+impl Keeper for Unkept {
+    type Matrix = ();
+    type Vector = ();
+
+    fn matrix(&self, _: &[Named]) -> Result<()> {
+        Ok(())
+    }
+
+    fn vector(&self, _: &[Named]) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// A tensor and what to call it in an error.
-struct Named {
+pub(crate) struct Named {
     file: String,
     name: String,
-    stored: Stored,
+    role: Role,
+    /// As in the file, in the shape that the decoder wants.
+    original: Stored,
+    head_rows: HeadRows,
+    head_dim: usize,
 }
 
 impl Named {
-    fn weight<B: Backend>(self, backend: &B) -> Result<B::Weight> {
-        Self::joined_weight(backend, &[self])
+    fn matrix<K: Keeper>(self, keeper: &K) -> Result<K::Matrix> {
+        keeper.matrix(&[self])
     }
 
-    fn vector<B: Backend>(self, backend: &B) -> Result<B::Vector> {
-        Self::joined_vector(backend, &[self])
+    fn vector<K: Keeper>(self, keeper: &K) -> Result<K::Vector> {
+        keeper.vector(&[self])
     }
 
-    fn joined_weight<B: Backend>(backend: &B, parts: &[Self]) -> Result<B::Weight> {
-        backend.weight(&Self::stored(parts)).map_err(|error| Self::blame(parts, error))
-    }
-
-    fn joined_vector<B: Backend>(backend: &B, parts: &[Self]) -> Result<B::Vector> {
-        backend.vector(&Self::stored(parts)).map_err(|error| Self::blame(parts, error))
+    /// The tensor with the rows of heads in the order of rotation by halves: copied where the file has another.
+    fn stored(&self) -> Result<Stored> {
+        self.head_rows.to_halves(self.role, &self.original, self.head_dim)
     }
 
     /// Some files store a tied head all the same. Where it is another matrix than the `table` it is tied to,
     /// engines differ in which they use (transformers before 5 the table, since then the head).
     fn refuse_unless_tied(&self, table: &Self) -> Result<()> {
-        let (head, table) = (&self.stored, &table.stored);
+        let (head, table) = (&self.original, &table.original);
         if head.dtype() == table.dtype() && head.bytes()[..] == table.bytes()[..] {
             return Ok(());
         }
@@ -154,8 +204,8 @@ impl Named {
         })
     }
 
-    fn stored(parts: &[Self]) -> Vec<Stored> {
-        parts.iter().map(|part| part.stored.clone()).collect()
+    fn all_stored(parts: &[Self]) -> Result<Vec<Stored>> {
+        parts.iter().map(Self::stored).collect()
     }
 
     /// Names the tensors in an error that the backend could only give types for.
@@ -251,7 +301,6 @@ impl<'c> Tensors<'c> {
         })
     }
 
-    /// The tensor of `role`, with the rows of heads in the order of rotation by halves.
     fn take_if_there(&mut self, role: Role, shape: impl Into<Shape>) -> Result<Option<Named>> {
         let Some((name, stored)) = self.by_role.remove(&role) else { return Ok(None) };
         let (expected, found) = (shape.into(), stored.shape().clone());
@@ -259,8 +308,8 @@ impl<'c> Tensors<'c> {
         if found != expected {
             return Err(Error::TensorShape { file, name, expected, found });
         }
-        let stored = self.head_rows.to_halves(role, stored, self.head_dim)?;
-        Ok(Some(Named { file, name, stored }))
+        let (original, head_rows, head_dim) = (stored.clone(), self.head_rows, self.head_dim);
+        Ok(Some(Named { file, name, role, original, head_rows, head_dim }))
     }
 
     /// The matrices of all experts, one below the other: the tensor that holds all of them, or one of each.
@@ -272,7 +321,7 @@ impl<'c> Tensors<'c> {
         [out, cols]: [usize; 2],
     ) -> Result<Vec<Named>> {
         if let Some(mut all) = self.take_if_there(Role::Layer(layer, role), [experts, out, cols])? {
-            all.stored = all.stored.with_shape([experts * out, cols])?;
+            all.original = all.original.with_shape([experts * out, cols])?;
             return Ok(vec![all]);
         }
         (0..experts).map(|e| self.take(Role::Expert(layer, role, e), [out, cols])).collect()
