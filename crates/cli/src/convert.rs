@@ -8,7 +8,6 @@ use apr_convert::{
     convert,
 };
 use apr_format::Checkpoint;
-use apr_model::read_config;
 use apr_report::{
     convert::{Conversion, Outcome, TypeLine},
     inspect::TensorLine,
@@ -101,11 +100,8 @@ enum FloatType {
 pub(crate) fn run(args: Args) -> Result<Exit> {
     let source = engine::open(&args.source)?;
     let target = args.target()?;
-    // A model that lacks a tensor, or has one that nobody would use, is no better in another container.
-    engine::runnable_config(&source)?;
-    let config = read_config(&source)?;
     let output = Output::new(&args.output, target, &source, args.force)?;
-    let plan = Plan::new(&source, &config, target, args.options(&output)?)?;
+    let plan = Plan::new(&source, target, args.options(&output)?)?;
     let mut report = args.report(&source, &plan);
     if !args.json {
         output::print(&report.plan())?;

@@ -59,6 +59,16 @@ pub enum Error {
         /// The type that the recipe asks for.
         to: DType,
     },
+    /// Weights that would have to be read as numbers, and cannot.
+    #[error("tensor `{tensor}` cannot be written as {to}: {reason}")]
+    Unreadable {
+        /// The tensor, as the target calls it.
+        tensor: String,
+        /// The type that it should get.
+        to: DType,
+        /// Why not.
+        reason: apr_tensor::Error,
+    },
     /// The target would mean another model.
     #[error("{target} cannot express {what}: {why}")]
     Inexpressible {
@@ -148,9 +158,7 @@ pub enum Error {
         what: String,
     },
     /// What was written is not what should have been.
-    #[error(
-        "verification failed, {what}: {why}; nothing was left under the final name (is the disk or the memory faulty?)"
-    )]
+    #[error("verification failed, {what}: {why} (is the disk or the memory faulty?)")]
     Verification {
         /// The tensor or key.
         what: String,

@@ -29,3 +29,4 @@ pub use plan::{Options, Plan, Planned};
 pub use recipe::Recipe;
 pub use stream::Change;
 pub use target::{Layout, Loss, Target};
+pub use verify::verify;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use apr_format::Checkpoint;
 use apr_model::{
-    Architecture, Config, HeadRows, LayerRole, Role, RopeFrequencies, head_rows, role_of,
+    Architecture, Config, HeadRows, LayerRole, Role, head_rows, role_of, runnable_config,
 };
 use apr_tensor::{DType, Shape, Stored};
 
@@ -38,7 +38,7 @@ pub struct Options {
 pub struct Plan {
     /// The container.
     pub target: Target,
-    /// The config of the source.
+    /// The config that the source runs with.
     pub config: Config,
     /// The tensors, in the order of the model.
     pub tensors: Vec<Planned>,
@@ -50,8 +50,6 @@ pub struct Plan {
     pub importance: Option<Importance>,
     /// How the tensors are stored.
     pub layout: Layout,
-    /// What the source is rotated by.
-    pub(crate) frequencies: RopeFrequencies,
 }
 
 /// A tensor to be written.
@@ -79,48 +77,46 @@ pub(crate) struct Turn {
 }
 
 impl Plan {
-    /// What is to be written of `source`, a model that binds and whose config is `config`.
-    pub fn new(
-        source: &Checkpoint,
-        config: &Config,
-        target: Target,
-        options: Options,
-    ) -> Result<Self> {
+    /// What is to be written of `source`.
+    ///
+    /// A source that does not run is refused: what lacks a tensor, or has one that nobody would use, is no better in another
+    /// container.
+    pub fn new(source: &Checkpoint, target: Target, options: Options) -> Result<Self> {
         let Options { recipe, importance, requantize, weights_alone, lossy } = options;
         if let Some(recipe) = recipe {
             target.check_recipe(recipe)?;
         }
-        let Sources { mut by_role, foreign } = Sources::of(source)?;
-        let mut losses: Vec<Loss> = foreign
-            .into_iter()
-            .map(|name| Loss {
-                what: format!("tensor `{name}`"),
-                why: format!("a {} model is not known to have it", config.architecture),
-            })
-            .collect();
+        let config = runnable_config(source)?;
+        let mut by_role = by_role(source);
         if config.tie_word_embeddings {
             // Some files store a tied head all the same. It is the embedding: binding has compared them.
             by_role.remove(&Role::Output);
         }
         if target == Target::Gguf
-            && let Some(factors) = rope::llama3_factors(config)
+            && let Some(factors) = rope::llama3_factors(&config)
         {
             by_role.insert(Role::RopeFreqs, vec![factors]);
         }
 
-        let to = target.head_rows(config)?;
+        let to = target.head_rows(&config)?;
         let turn = Turn { to, head_dim: config.head_dim };
-        let turn = (to != head_rows(source, config)?).then_some(turn);
+        let turn = (to != head_rows(source, &config)?).then_some(turn);
         let mut tensors = Vec::new();
-        check_shapes(source, config, &by_role)?;
+        let mut losses = Vec::new();
         for (role, parts) in target.arranged(by_role) {
             let shape = shape_of(role, &parts);
             let importance = importance.is_some();
-            let dtype = stored_as(target, recipe, config, role, &parts[0], importance);
+            let dtype = stored_as(target, recipe, &config, role, &parts[0], importance);
             if let Some(from) = parts.iter().map(Stored::dtype).find(|&from| {
                 !requantize && from != dtype && from.is_quantized() && dtype.is_quantized()
             }) {
                 return Err(Error::Requantize { tensor: target.name_of(role), from, to: dtype });
+            }
+            let unreadable =
+                |part: &&Stored| part.dtype() != dtype && !part.dtype().can_dequantize();
+            if let Some(part) = parts.iter().find(unreadable) {
+                let reason = apr_tensor::Error::NotNumeric(part.dtype());
+                return Err(Error::Unreadable { tensor: target.name_of(role), to: dtype, reason });
             }
             let rounded = |part: &Stored| part.dtype() == DType::F64 && dtype != DType::F64;
             if recipe.is_none() && parts.iter().any(rounded) {
@@ -138,7 +134,7 @@ impl Plan {
         let head = tensors.iter().any(|tensor| tensor.role == Role::Output);
         let dtype = recipe.map_or_else(|| most_weights(&tensors), Recipe::dtype);
         let layout = Layout { head_rows: to, dtype, recipe, head };
-        let metadata = translate(source, config, target, &layout)?;
+        let metadata = translate(source, &config, target, &layout)?;
         // In Hugging Face's words it is a part of the config, and there is no such tensor.
         if target == Target::Safetensors || rope::says_scaling(&metadata.map) {
             tensors.retain(|tensor| tensor.role != Role::RopeFreqs);
@@ -153,9 +149,7 @@ impl Plan {
         if !losses.is_empty() && !lossy {
             return Err(Error::Lossy { losses });
         }
-        let frequencies = rope::frequencies(source, config)?;
-        let config = config.clone();
-        Ok(Self { target, config, tensors, metadata, losses, importance, layout, frequencies })
+        Ok(Self { target, config, tensors, metadata, losses, importance, layout })
     }
 
     /// Bytes of all tensors as they will be.
@@ -219,32 +213,10 @@ impl Planned {
     }
 }
 
-/// The tensors of a checkpoint, by what they are for.
-struct Sources {
-    /// Several of one role are the matrices of its experts.
-    by_role: BTreeMap<Role, Vec<Stored>>,
-    foreign: Vec<String>,
-}
-
-impl Sources {
-    fn of(source: &Checkpoint) -> Result<Self> {
-        if let Some((name, _)) = source.unreadable().next() {
-            source.require(name)?;
-        }
-        let mut by_role = BTreeMap::new();
-        let mut foreign = Vec::new();
-        for (name, stored) in source.tensors() {
-            match role_of(name) {
-                Some(role) => {
-                    by_role.insert(role, vec![stored.clone()]);
-                }
-                // Old Hugging Face checkpoints store what the config already says.
-                None if name.ends_with(".rotary_emb.inv_freq") => {}
-                None => foreign.push(name.to_owned()),
-            }
-        }
-        Ok(Self { by_role, foreign })
-    }
+/// The tensors of `source` by what they are for; it has no others. Several of one role are the matrices of its experts.
+fn by_role(source: &Checkpoint) -> BTreeMap<Role, Vec<Stored>> {
+    let known = |(name, stored): (&str, &Stored)| Some((role_of(name)?, vec![stored.clone()]));
+    source.tensors().filter_map(known).collect()
 }
 
 impl Target {
@@ -284,9 +256,7 @@ impl Target {
                     if part.is_of_experts() =>
                 {
                     let &[experts, rows, _] = parts[0].shape().dims() else {
-                        // Not of the config's shape, which has been refused, or of no mixture at all.
-                        arranged.insert(role, parts);
-                        continue;
+                        unreachable!("binding has checked the shape of {role}")
                     };
                     for expert in 0..experts {
                         let one = parts[0].slice_rows(expert * rows..(expert + 1) * rows);
@@ -300,36 +270,6 @@ impl Target {
         }
         arranged
     }
-}
-
-/// Whether tensors can be taken apart as far as that is necessary. All else about their shapes is for who binds them.
-fn check_shapes(
-    source: &Checkpoint,
-    config: &Config,
-    by_role: &BTreeMap<Role, Vec<Stored>>,
-) -> Result<()> {
-    use LayerRole::{AttnK, AttnKBias, AttnQ, AttnQBias, FfnDownExps, FfnGateExps, FfnUpExps};
-    let hidden = config.hidden_size;
-    let experts = config.moe.as_ref().map(|moe| (moe.num_experts, moe.moe_intermediate_size));
-    for (&role, parts) in by_role {
-        let Role::Layer(_, part) = role else { continue };
-        let expected: Shape = match (part, experts) {
-            (AttnQ, _) => [config.q_dim(), hidden].into(),
-            (AttnK, _) => [config.kv_dim(), hidden].into(),
-            (AttnQBias, _) => [config.q_dim()].into(),
-            (AttnKBias, _) => [config.kv_dim()].into(),
-            (FfnGateExps | FfnUpExps, Some((experts, ffn))) => [experts, ffn, hidden].into(),
-            (FfnDownExps, Some((experts, ffn))) => [experts, hidden, ffn].into(),
-            _ => continue,
-        };
-        let found = parts[0].shape();
-        if *found != expected {
-            let (file, name) = (source.path().display().to_string(), role.to_string());
-            let found = found.clone();
-            return Err(apr_model::Error::TensorShape { file, name, expected, found }.into());
-        }
-    }
-    Ok(())
 }
 
 /// The shape of a tensor that is made of `parts`.

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use crate::{Error, Importance, Planned, Result};
 
 /// Bytes that are moved at once.
-pub(crate) const MOVED: usize = 8 << 20;
+const MOVED: usize = 8 << 20;
 
 /// Numbers that are recoded at once.
-pub(crate) const RECODED: usize = 2 << 20;
+const RECODED: usize = 2 << 20;
 
 /// What recoding has changed: squares of numbers and of their errors, each times how much its column matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,38 +1,28 @@
 //! What was written, opened again and compared with what it was made from.
 //!
-//! Bytes that were only moved must be the same. Numbers that were rounded must be near: an error beyond half a step, in the
-//! root mean square over a tensor, is no rounding. The config must be the same on both sides.
+//! Weights are made from the source a second time and must be the same, byte by byte: no bit of them depends on threads or
+//! on the size of pieces. Metadata must read as it was written, and the whole must run with the config of the source.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use apr_format::Checkpoint;
-use apr_model::{Config, MoeConfig, RopeFrequencies, read_config};
-use apr_tensor::{DType, Stored};
-use rayon::prelude::*;
+use apr_model::{Config, MoeConfig, RopeFrequencies, runnable_config};
+use apr_tensor::Stored;
+use serde_json::Value;
 
-use crate::{
-    Error, Plan, Planned, Result, Target, rope,
-    stream::{MOVED, RECODED},
-};
+use crate::{Error, Plan, Planned, Result, Target, output::io_error, rope, stream::stream};
 
-/// Compares the model at `path` with the sources of `plan`.
-pub(crate) fn verify(plan: &Plan, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
+/// Compares the model at `path` with the sources of `plan`. `progress` is told of bytes of the source as they are done.
+pub fn verify(plan: &Plan, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
     let written = Checkpoint::open(path)?;
-    let failed = |what: String, why: &str| Error::Verification { what, why: why.to_owned() };
-    if written.tensors().len() != plan.tensors.len() {
-        let (found, expected) = (written.tensors().len(), plan.tensors.len());
-        return Err(failed(
-            "tensors".to_owned(),
-            &format!("{found} of them instead of {expected}"),
-        ));
+    let (found, expected) = (written.tensors().len(), plan.tensors.len());
+    if found != expected {
+        return Err(failed("tensors", format!("{found} of them instead of {expected}")));
     }
     for tensor in &plan.tensors {
-        let failed = |why: &str| failed(format!("tensor `{}`", tensor.name), why);
-        let stored = written.require(&tensor.name)?;
-        if (stored.dtype(), stored.shape()) != (tensor.dtype, &tensor.shape) {
-            return Err(failed("its type or shape is another"));
-        }
-        compare(tensor, stored, progress)?.map_or(Ok(()), |why| Err(failed(&why)))?;
+        let stored = written.tensor(&tensor.name);
+        let stored = stored.ok_or_else(|| failed_at(tensor, "it is not there"))?;
+        compare(plan, tensor, stored, progress)?;
     }
     for checksum in written.checksums() {
         // Reading everything again must not keep everything in memory.
@@ -40,101 +30,82 @@ pub(crate) fn verify(plan: &Plan, path: &Path, progress: &mut dyn FnMut(u64)) ->
             checksum.compute(|_| written.files().iter().for_each(|file| file.bytes().release()));
         if computed != checksum.stated {
             let why = format!("{:#010x}, but it should be {computed:#010x}", checksum.stated);
-            return Err(failed(format!("checksum of {}", checksum.what), &why));
+            return Err(failed(&format!("checksum of {}", checksum.what), why));
         }
     }
     if plan.target == Target::Safetensors && !path.is_dir() {
-        // A bare file of weights has no config.
+        // A bare file of weights says nothing else.
         return Ok(());
     }
-    let found = read_config(&written)?;
-    let frequencies = rope::frequencies(&written, &found)?;
-    match differing(&plan.config, &found) {
-        Some(key) => Err(failed(format!("config key `{key}`"), "it is another in the source")),
-        None if !same_frequencies(&plan.frequencies, &frequencies) => {
-            Err(failed("rotary frequencies".to_owned(), "they are others in the source"))
+    match plan.target {
+        Target::Gguf | Target::Apr => compare_keys(plan, &written)?,
+        Target::Safetensors => compare_files(plan, path)?,
+    }
+    let found = runnable_config(&written)?;
+    let mut expected = plan.config.clone();
+    if plan.target == Target::Safetensors {
+        // What cannot be said in numbers is a loss that somebody has consented to.
+        expected.rope_scaling = rope::in_numbers(&expected).0;
+    }
+    match differing(&expected, &found) {
+        Some(key) => Err(failed(&format!("config key `{key}`"), "it is another in the source")),
+        None if !same_frequencies(&expected.rope_frequencies(), &found.rope_frequencies()) => {
+            Err(failed("rotary frequencies", "they are others in the source"))
         }
         None => Ok(()),
     }
 }
 
-/// What is wrong with `stored`, which was made as `tensor` was planned.
+/// `written` must be what `tensor` is made as.
 fn compare(
+    plan: &Plan,
     tensor: &Planned,
-    stored: &Stored,
+    written: &Stored,
     progress: &mut dyn FnMut(u64),
-) -> Result<Option<String>> {
-    let mut rows_before = 0;
-    for index in 0..tensor.parts.len() {
-        let part = tensor.part(index)?;
-        let rows = part.shape().rows();
-        let counterpart = stored.slice_rows(rows_before..rows_before + rows);
-        let why = match part.dtype() == tensor.dtype {
-            true => (!same_bytes(&part, &counterpart))
-                .then(|| "its bytes are not those of the source".to_owned()),
-            false => rounded_away(&part, &counterpart)?,
-        };
-        if why.is_some() {
-            return Ok(why);
-        }
-        rows_before += rows;
-        progress(part.bytes().len() as u64);
+) -> Result<()> {
+    if (written.dtype(), written.shape()) != (tensor.dtype, &tensor.shape) {
+        return Err(failed_at(tensor, "its type or shape is another"));
     }
-    Ok(None)
-}
-
-fn same_bytes(part: &Stored, written: &Stored) -> bool {
-    let mut pieces = part.bytes().chunks(MOVED).zip(written.bytes().chunks(MOVED));
-    part.bytes().len() == written.bytes().len()
-        && pieces.all(|(expected, found)| {
-            let same = expected == found;
-            [part, written].iter().for_each(|stored| stored.bytes().release());
-            same
-        })
-}
-
-/// What is wrong with `written`, which holds the numbers of `part` in another type.
-fn rounded_away(part: &Stored, written: &Stored) -> Result<Option<String>> {
-    let (rows, cols) = (part.shape().rows(), part.shape().cols());
-    let exact = written.dtype() == DType::F32;
-    let of_row = |row: usize, [expected, found, steps]: &mut [Vec<f32>; 3]| {
-        part.dequantize_row(row, expected)?;
-        written.dequantize_row(row, found)?;
-        if exact {
-            let differs = |(x, y): &(&f32, &f32)| x.to_bits() != y.to_bits();
-            return Ok([expected.iter().zip(&*found).filter(differs).count() as f64, 0.0]);
+    let mut rest = &written.bytes()[..];
+    stream(tensor, plan.importance.as_ref(), &mut |piece, of_source| {
+        let found = rest.split_off(..piece.len());
+        if found != Some(piece) {
+            return Err(failed_at(tensor, "its bytes are not those that the source makes"));
         }
-        written.row_steps(row, steps)?;
-        let errors = expected.iter().zip(&*found).map(|(x, y)| square(x - y));
-        Ok([errors.sum(), steps.iter().map(|&step| square(step / 2.0)).sum()])
+        written.bytes().release();
+        progress(of_source);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The keys of `written` must be those of `plan`, as far as JSON tells values apart: `.apr` has no finer types.
+fn compare_keys(plan: &Plan, written: &Checkpoint) -> Result<()> {
+    let differs = |(key, planned): &(&str, _)| {
+        written.metadata().get(key).map(Value::from) != Some(Value::from(*planned))
     };
-    let at_once = (RECODED / cols.max(1)).max(1);
-    let [mut noise, mut bound] = [0.0; 2];
-    for first in (0..rows).step_by(at_once) {
-        let sums: Vec<[f64; 2]> = (first..rows.min(first + at_once))
-            .into_par_iter()
-            .map_init(|| [(); 3].map(|()| vec![0.0; cols]), |values, row| of_row(row, values))
-            .collect::<apr_tensor::Result<_>>()?;
-        for [of_errors, of_steps] in sums {
-            noise += of_errors;
-            bound += of_steps;
-        }
-        [part, written].iter().for_each(|stored| stored.bytes().release());
-    }
-    let count = (part.shape().elements() as f64).max(1.0);
-    Ok(if exact && noise > 0.0 {
-        Some(format!("{noise} of its numbers are not those of the source"))
-    } else if noise <= bound {
-        None
-    } else {
-        // Or a NaN: it is within no bound.
-        let [noise, bound] = [noise, bound].map(|sum| (sum / count).sqrt());
-        Some(format!("its numbers are off by {noise:.2e}, but rounding accounts for {bound:.2e}"))
+    plan.metadata.map.iter().find(differs).map_or(Ok(()), |(key, _)| {
+        Err(failed(&format!("key `{key}`"), "it does not read as it was written"))
     })
 }
 
-fn square(x: f32) -> f64 {
-    f64::from(x) * f64::from(x)
+/// The files beside the weights must be those of `plan`.
+fn compare_files(plan: &Plan, directory: &Path) -> Result<()> {
+    for (name, content) in &plan.metadata.files {
+        let path = directory.join(name);
+        if fs::read(&path).map_err(io_error(&path))? != *content {
+            return Err(failed(name, "it does not read as it was written"));
+        }
+    }
+    Ok(())
+}
+
+fn failed(what: &str, why: impl Into<String>) -> Error {
+    Error::Verification { what: what.to_owned(), why: why.into() }
+}
+
+fn failed_at(tensor: &Planned, why: &str) -> Error {
+    failed(&format!("tensor `{}`", tensor.name), why)
 }
 
 /// The first key in which two configs differ by more than the rounding of a container; how frequencies are scaled is not

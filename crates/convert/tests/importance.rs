@@ -41,9 +41,7 @@ fn columns_that_matter_more_are_kept_nearer() {
     let cols = source.require("model.layers.1.mlp.down_proj.weight").unwrap().shape().cols();
     imatrix(&path("imatrix.gguf"), &[(DOWN, vec![5.0], of_columns(cols))]);
     let importance = Importance::open(&path("imatrix.gguf")).unwrap();
-    let config = read_config(&source).unwrap();
-    let plan =
-        Plan::new(&source, &config, Target::Gguf, options(Some(importance.clone()))).unwrap();
+    let plan = Plan::new(&source, Target::Gguf, options(Some(importance.clone()))).unwrap();
     let quantised = plan.tensors.iter().filter(|tensor| tensor.dtype.is_quantized()).count();
     assert_eq!(plan.without_importance().count(), quantised - 1, "it is of one tensor");
 
@@ -78,7 +76,7 @@ fn each_expert_has_an_importance_of_its_own() {
     assert_eq!(importance.of(role(3)).unwrap(), vec![1.5; cols]);
     assert_eq!(importance.of(role(1)).unwrap(), vec![1.0; cols]);
     assert_eq!(importance.of(Role::Output), None);
-    Plan::new(&source, &config, Target::Gguf, options(Some(importance))).unwrap();
+    Plan::new(&source, Target::Gguf, options(Some(importance))).unwrap();
 }
 
 #[track_caller]
@@ -93,8 +91,7 @@ fn importance_of_another_model_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("imatrix.gguf");
     let source = fixture("pycoder-3m");
-    let config = read_config(&source).unwrap();
-    let plan = |importance| Plan::new(&source, &config, Target::Gguf, options(Some(importance)));
+    let plan = |importance| Plan::new(&source, Target::Gguf, options(Some(importance)));
     let of = |entries: &[(&str, Vec<f32>, Vec<f32>)]| {
         imatrix(&path, entries);
         Importance::open(&path)

@@ -8,7 +8,7 @@ use apr_convert::{
     metadata::{Translated, translate},
 };
 use apr_format::{Checkpoint, Draft, Map, Value};
-use apr_model::{HeadRows, Role, RopeScaling, head_rows, read_config};
+use apr_model::{Config, HeadRows, Role, RopeScaling, head_rows, read_config};
 use apr_tensor::{Bytes, DType, Stored};
 use apr_tokenizer::{Specials, Tokenizer};
 
@@ -40,9 +40,19 @@ fn fixture(name: &str) -> Checkpoint {
     Checkpoint::open(folder.join(name)).unwrap()
 }
 
+/// The config that `checkpoint` runs with, were all its tensors there.
+fn config_of(checkpoint: &Checkpoint) -> Config {
+    let mut config = read_config(checkpoint).unwrap();
+    if let Some(stored) = checkpoint.tensor("rope_freqs.weight") {
+        assert_eq!(config.rope_scaling, RopeScaling::None, "scaled twice");
+        config.rope_scaling = RopeScaling::Factors(stored.to_f32().unwrap());
+    }
+    config
+}
+
 /// `source` translated, with its own tensors' types; else what is wrong with it.
 fn translated(source: &Checkpoint, target: Target) -> Result<Translated, String> {
-    let config = read_config(source).unwrap();
+    let config = config_of(source);
     let rows = match target {
         Target::Gguf if config.architecture == apr_model::Architecture::Llama => {
             HeadRows::Interleaved
@@ -119,12 +129,7 @@ fn converted(source: &Checkpoint, target: Target) -> Checkpoint {
 
 /// The frequencies as they are used: scaled by the config, or by a tensor.
 fn frequencies(checkpoint: &Checkpoint) -> Vec<f64> {
-    let mut config = read_config(checkpoint).unwrap();
-    if let Some(stored) = checkpoint.tensor("rope_freqs.weight") {
-        assert_eq!(config.rope_scaling, RopeScaling::None, "scaled twice");
-        config.rope_scaling = RopeScaling::Factors(stored.to_f32().unwrap());
-    }
-    config.rope_frequencies().as_slice().to_vec()
+    config_of(checkpoint).rope_frequencies().as_slice().to_vec()
 }
 
 fn says_the_same(source: &Checkpoint, target: &Checkpoint) {

@@ -7,7 +7,6 @@ use std::fs;
 
 use apr_convert::{Options, Plan, Recipe, Target};
 use apr_format::Checkpoint;
-use apr_model::read_config;
 use apr_tensor::Bytes;
 use apr_testkit::Mutants;
 use apr_tokenizer::Tokenizer;
@@ -63,8 +62,7 @@ fn survive(file: &str, recipe: Option<Recipe>, fix: fn(&mut [u8])) {
 /// Reads what says how to run the model, and plans to convert it.
 fn look(checkpoint: &Checkpoint, target: Target) -> Result<(), Box<dyn std::error::Error>> {
     let tokenizer = Tokenizer::from_checkpoint(checkpoint).map(drop);
-    let config = read_config(checkpoint)?;
-    Plan::new(checkpoint, &config, target, Options { lossy: true, ..Options::default() })?;
+    Plan::new(checkpoint, target, Options { lossy: true, ..Options::default() })?;
     Ok(tokenizer?)
 }
 

@@ -6,8 +6,7 @@ use std::{fs, path::Path};
 
 use apr_convert::{Options, Output, Plan, Recipe, Target};
 use apr_format::Draft;
-use apr_model::read_config;
-use common::{converted, fixture, open, save_gguf, try_convert, vector};
+use common::{converted, fixture, open, try_convert, vector};
 
 #[track_caller]
 fn refused<T>(result: apr_convert::Result<T>, parts: &[&str]) {
@@ -38,8 +37,7 @@ fn quantised_weights_are_quantised_again_only_on_request() {
 #[test]
 fn a_container_refuses_recipes_of_types_that_it_lacks() {
     let source = fixture("tiny/qwen2");
-    let config = read_config(&source).unwrap();
-    let plan = |target, recipe| Plan::new(&source, &config, target, with(recipe));
+    let plan = |target, recipe| Plan::new(&source, target, with(recipe));
     refused(plan(Target::Safetensors, Recipe::Q8_0), &["safetensors", "q8_0", "f32, f16, bf16"]);
     refused(plan(Target::Apr, Recipe::Q5_K_M), &["apr", "Q5_K", "q4_k_m", "q6_k"]);
 }
@@ -53,18 +51,25 @@ fn what_would_be_lost_is_listed_and_needs_consent() {
     refused(result, &["config.json", "tokenizer.json", "--lossy"]);
     assert!(!alone.exists());
     let lossy = Options { lossy: true, ..Options::default() };
-    try_convert(&source, &alone, lossy.clone()).unwrap();
+    try_convert(&source, &alone, lossy).unwrap();
     assert_eq!(open(&alone).tensors().len(), source.tensors().len());
+}
 
-    let mut draft = Draft::of(&fixture("tiny/qwen2/qwen2-F16.gguf"));
+#[test]
+fn what_does_not_run_is_not_converted_even_with_consent() {
+    let lossy = Options { lossy: true, ..Options::default() };
+    let plan =
+        |draft: &Draft| Plan::new(&draft.to_gguf("bad.gguf").unwrap(), Target::Apr, lossy.clone());
+    let whole = Draft::of(&fixture("tiny/qwen2/qwen2-F16.gguf"));
+    let mut draft = whole.clone();
     draft.tensors.push(("blk.0.attn_extra.weight".to_owned(), vector(&[1.0])));
-    let foreign = scratch.path().join("foreign.gguf");
-    save_gguf(&draft, &foreign);
-    let path = scratch.path().join("model.apr");
-    let result = try_convert(&open(&foreign), &path, Options::default());
-    refused(result, &["1 thing", "`blk.0.attn_extra.weight`", "qwen2"]);
-    try_convert(&open(&foreign), &path, lossy).unwrap();
-    assert_eq!(open(&path).tensors().len(), draft.tensors.len() - 1);
+    refused(plan(&draft), &["bad.gguf", "`blk.0.attn_extra.weight`", "qwen2"]);
+    let mut draft = whole.clone();
+    draft.remove_tensor("blk.1.attn_q.bias");
+    refused(plan(&draft), &["bad.gguf", "`blk.1.attn_q.bias`", "missing"]);
+    let mut draft = whole;
+    *draft.tensor_mut("blk.1.ffn_norm.weight").unwrap() = vector(&[1.0]);
+    refused(plan(&draft), &["bad.gguf", "blk.1.ffn_norm.weight", "shape"]);
 }
 
 #[test]
@@ -122,8 +127,7 @@ fn a_directory_of_a_model_is_replaced_as_a_whole() {
     let path = scratch.path().join("model");
     converted(&source, path.clone(), None);
     fs::write(path.join("stale.json"), "{}").unwrap();
-    let config = read_config(&source).unwrap();
-    let plan = Plan::new(&source, &config, Target::Safetensors, with(Recipe::F32)).unwrap();
+    let plan = Plan::new(&source, Target::Safetensors, with(Recipe::F32)).unwrap();
     let output = Output::new(&path, Target::Safetensors, &source, true).unwrap();
     apr_convert::convert(&plan, &output, &Default::default(), &mut |_, _| ()).unwrap();
     assert!(!path.join("stale.json").exists());

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use apr_convert::{Options, Output, Plan, Recipe, Settings, Target, convert};
-use apr_model::{LayerRole, Role, read_config, role_of};
+use apr_model::{LayerRole, Role, role_of};
 use apr_tensor::DType;
 use common::{MODELS, converted, fixture, open};
 
@@ -103,8 +103,7 @@ fn weights_beyond_a_size_go_to_several_files_with_an_index() {
     let source = fixture("tiny/qwen3");
     let path = scratch.path().join("sharded");
     let output = Output::new(&path, Target::Safetensors, &source, false).unwrap();
-    let config = read_config(&source).unwrap();
-    let plan = Plan::new(&source, &config, Target::Safetensors, Options::default()).unwrap();
+    let plan = Plan::new(&source, Target::Safetensors, Options::default()).unwrap();
     let settings = Settings { shard_size: 100_000, verify: true };
     let mut seen = 0;
     convert(&plan, &output, &settings, &mut |_, bytes| seen += bytes).unwrap();

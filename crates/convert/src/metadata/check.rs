@@ -9,7 +9,7 @@ use apr_tokenizer::{Parts, Tokenizer};
 
 use super::{Facts, Translated, carried};
 use crate::{
-    Error, Result, Target,
+    Error, Result, Target, rope,
     verify::{differing, same_frequencies},
 };
 
@@ -77,8 +77,8 @@ fn expected(facts: &Facts<'_>, target: Target) -> Config {
     let mut config = facts.config.clone();
     config.tie_word_embeddings = !facts.layout.head;
     config.rope_scaling = match (target, &config.rope_scaling) {
-        (Target::Safetensors, _) => super::rope::in_numbers(facts).0,
-        (Target::Gguf, RopeScaling::Llama3(_)) => RopeScaling::None,
+        (Target::Safetensors, _) => rope::in_numbers(&config).0,
+        (Target::Gguf, RopeScaling::Llama3(_)) | (_, RopeScaling::Factors(_)) => RopeScaling::None,
         (_, scaling) => scaling.clone(),
     };
     config

@@ -6,8 +6,8 @@ use apr_tensor::DType;
 use apr_tokenizer::{Kind, Parts};
 use serde_json::json;
 
-use super::{Facts, decimal, json, rope};
-use crate::{Error, Loss, Result, Target};
+use super::{Facts, decimal, json};
+use crate::{Error, Loss, Result, Target, rope};
 
 /// The files of a directory, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -155,7 +155,7 @@ fn config(facts: &Facts<'_>) -> (serde_json::Value, Option<Loss>) {
     }
     map.insert("rms_norm_eps", decimal(config.rms_norm_eps));
     map.insert("rope_theta", decimal(config.rope_theta));
-    let (scaling, loss) = rope::in_numbers(facts);
+    let (scaling, loss) = rope::in_numbers(config);
     if let Some(scaling) = rope_scaling(&scaling) {
         map.insert("rope_scaling", scaling);
     }

@@ -12,7 +12,6 @@ mod gguf;
 mod hugging_face;
 mod json;
 mod known;
-mod rope;
 
 use apr_format::{Checkpoint, Container, Map};
 use apr_model::Config;
@@ -34,7 +33,7 @@ pub struct Translated {
     pub notes: Vec<Loss>,
 }
 
-/// What `source`, whose config is `config`, says about itself, for tensors stored as `layout` says.
+/// What `source`, which runs with `config`, says about itself, for tensors stored as `layout` says.
 pub fn translate(
     source: &Checkpoint,
     config: &Config,

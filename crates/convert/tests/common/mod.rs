@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use apr_convert::{Options, Output, Plan, Recipe, Result, Settings, Target, Written, convert};
 use apr_format::{Checkpoint, Draft, gguf, write::Body};
-use apr_model::read_config;
 use apr_tensor::{DType, Stored};
 
 /// Hugging Face directories, one for each architecture and way to be one.
@@ -27,7 +26,7 @@ pub(crate) fn try_convert(source: &Checkpoint, path: &Path, options: Options) ->
     let target = extension.and_then(|e| e.parse().ok()).unwrap_or(Target::Safetensors);
     let output = Output::new(path, target, source, false)?;
     let options = Options { weights_alone: output.is_weights_alone(), ..options };
-    let plan = Plan::new(source, &read_config(source)?, target, options)?;
+    let plan = Plan::new(source, target, options)?;
     convert(&plan, &output, &Settings::default(), &mut |_, _| ())
 }
 
