@@ -85,7 +85,9 @@ impl Observer for Telemetry {
                 .map(|piece| (piece * rows + row) * len)
                 .map(|start| summary(view.values, start..start + seen))
                 .fold(Summary::default(), Summary::merge);
-            if row.count() > 0 && row.zeros() == row.count() {
+            // Expert 0 is an expert.
+            let is_dead = row.zeros() == row.count() && !site.stage.holds_ids();
+            if row.count() > 0 && is_dead {
                 statistics.dead_rows.push(position);
             }
             statistics.all_rows = statistics.all_rows.merge(row);

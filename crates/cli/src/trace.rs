@@ -390,12 +390,16 @@ impl Tracing<'_> {
 
 fn stage(s: &apr_capture::SiteStatistics) -> StageStatistics {
     let (site, layer, stage) = site_names(s.site);
+    let statistics = |rows, summary| match s.site.stage.holds_ids() {
+        true => Statistics::of_ids(rows, summary),
+        false => Statistics::new(rows, summary),
+    };
     StageStatistics {
         site,
         layer,
         stage,
-        all_rows: Statistics::new(s.positions.len(), &s.all_rows),
-        last_row: Statistics::new(s.positions.len().min(1), &s.last_row),
+        all_rows: statistics(s.positions.len(), &s.all_rows),
+        last_row: statistics(s.positions.len().min(1), &s.last_row),
         zero_rows: s.dead_rows.len() as u64,
     }
 }

@@ -119,6 +119,11 @@ impl Statistics {
             zeros: summary.zeros(),
         }
     }
+
+    /// Those of a sample of ids, of which there is no mean.
+    pub fn of_ids(rows: usize, summary: &Summary) -> Self {
+        Self { mean: None, std: None, zeros: 0, ..Self::new(rows, summary) }
+    }
 }
 
 /// A possible next token.
