@@ -3,12 +3,13 @@
 //! How much a tensor's error matters cannot be seen at the tensor: it is measured, by a run with the reference's tensor in
 //! its place. Each costs a run, so those that change their own stage's value most go first.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use apr_capture::Capture;
 use apr_diff::{CheckpointComparison, Options, TensorComparison, compare};
 use apr_format::Checkpoint;
 use apr_model::{Role, Site, Stage, head_rows, read_config};
+use apr_tensor::{Shape, Stored};
 use serde::Serialize;
 
 use super::Parts;
@@ -57,6 +58,9 @@ impl Case<'_> {
             .filter_map(|tensor| Some((change(tensor.role?, parts)?, tensor)))
             .collect();
         tensors.sort_by(|a, b| b.0.total_cmp(&a.0));
+        // Experts that one tensor holds are exchanged together: in it they are all of one type.
+        let mut seen = BTreeSet::new();
+        tensors.retain(|(_, tensor)| seen.insert(holder(&tensor.name_a)));
         tensors.truncate(limit);
         let Some((error, kl)) =
             (if tensors.is_empty() { None } else { self.logits(self.a, "as-it-is")? })
@@ -73,7 +77,7 @@ impl Case<'_> {
                 continue;
             };
             harm.push(Harm {
-                tensor: tensor.name_a.clone(),
+                tensor: holder(&tensor.name_a).to_owned(),
                 dtype: tensor.dtype_a.clone(),
                 error,
                 error_without,
@@ -87,14 +91,35 @@ impl Case<'_> {
 
     /// The file under test with the reference's tensor in place of its own.
     fn exchanged(&self, tensor: &TensorComparison) -> Result<Option<Checkpoint>> {
-        let (Some(role), Some(theirs)) = (tensor.role, self.b.tensor(&tensor.name_b)) else {
-            return Ok(None);
-        };
+        let Some(role) = tensor.role else { return Ok(None) };
+        let Some(theirs) = self.theirs(tensor, role)? else { return Ok(None) };
         let (ours_config, theirs_config) = (read_config(self.a)?, read_config(self.b)?);
         let head_dim = ours_config.head_dim;
-        let halves = head_rows(self.b, &theirs_config)?.to_halves(role, theirs, head_dim)?;
+        let halves = head_rows(self.b, &theirs_config)?.to_halves(role, &theirs, head_dim)?;
         let stored = head_rows(self.a, &ours_config)?.from_halves(role, &halves, head_dim)?;
-        Ok(Some(self.a.with_tensors([(tensor.name_a.clone(), stored)])))
+        Ok(Some(self.a.with_tensors([(holder(&tensor.name_a).to_owned(), stored)])))
+    }
+
+    /// What the reference has for the tensor under test that `tensor` is, or is an expert's part of.
+    fn theirs(&self, tensor: &TensorComparison, role: Role) -> Result<Option<Stored>> {
+        let Some(theirs) = self.b.tensor(holder(&tensor.name_b)) else { return Ok(None) };
+        let is_part = |name: &str| holder(name) != name;
+        match (role, is_part(&tensor.name_a), is_part(&tensor.name_b)) {
+            (Role::Expert(layer, of, _), true, false) => {
+                let ours = self.a.tensor(holder(&tensor.name_a));
+                let experts = ours.map_or(0, |ours| ours.shape().dims()[0]);
+                let part = |expert| self.b.tensor(&Role::Expert(layer, of, expert).hf_name());
+                (0..experts)
+                    .map(part)
+                    .collect::<Option<Vec<_>>>()
+                    .map_or(Ok(None), |all| stack(&all))
+            }
+            (Role::Expert(_, _, expert), false, true) => {
+                let rows = theirs.shape().rows() / theirs.shape().dims()[0];
+                Ok(Some(theirs.slice_rows(expert * rows..(expert + 1) * rows)))
+            }
+            _ => Ok(Some(theirs.clone())),
+        }
     }
 
     /// The error of the logits of `checkpoint` against the reference, and the mean KL divergence.
@@ -110,6 +135,23 @@ impl Case<'_> {
             Some((stage.metrics.relative_l2?, stage.logits.as_ref().and_then(|l| l.kl_mean)))
         }))
     }
+}
+
+/// The tensor in the file that `name` is of: a matrix of one expert may be a part of it, `blk.0.ffn_up_exps.weight[3]`.
+fn holder(name: &str) -> &str {
+    name.split_once('[').map_or(name, |(holder, _)| holder)
+}
+
+/// Matrices of experts in one tensor, if they are of one type.
+fn stack(parts: &[&Stored]) -> Result<Option<Stored>> {
+    let Some(&first) = parts.first() else { return Ok(None) };
+    let alike = |part: &&Stored| part.dtype() == first.dtype() && part.shape() == first.shape();
+    if !parts.iter().all(alike) {
+        return Ok(None);
+    }
+    let dims = [&[parts.len()], first.shape().dims()].concat();
+    let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes().to_vec()).collect();
+    Ok(Some(Stored::new(first.dtype(), Shape::new(dims), bytes.into())?))
 }
 
 /// How much the weights change the stage that the tensor of `role` is used in.

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "what was measured, for those who ask with --nocapture")]
 
 mod arithmetic;
+mod bisect;
 mod categories;
 mod controls;
 mod engine;

@@ -3,6 +3,7 @@
 mod bisect;
 mod file_check;
 mod page;
+mod routing;
 mod schema;
 mod text;
 
