@@ -120,8 +120,7 @@ fn is_matrix(role: Role) -> bool {
     use LayerRole::*;
     !matches!(
         role,
-        Role::OutputNorm
-            | Role::Layer(_, AttnNorm | AttnQNorm | AttnKNorm | FfnNorm | FfnGateInp)
+        Role::OutputNorm | Role::Layer(_, AttnNorm | AttnQNorm | AttnKNorm | FfnNorm | FfnGateInp)
     )
 }
 

@@ -1,7 +1,6 @@
 //! Captures of a mixture of experts: which experts were chosen, and whether they computed the same.
 
 #[path = "../../capture/tests/support/mod.rs"]
-#[allow(dead_code, reason = "other tests need the rest")]
 mod support;
 
 use std::path::Path;
