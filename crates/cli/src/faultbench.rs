@@ -17,6 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   apr faultbench --quick
   apr faultbench --only attention,rope-theta
+  apr faultbench --models qwen3_moe
   apr faultbench --json > score.json
   apr faultbench --list
 
@@ -35,6 +36,9 @@ pub(crate) struct Args {
     /// Only these kinds or families, separated by commas; `control` for the runs without a fault.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
+    /// Only these models, separated by commas: `trained`, an architecture, or one of them in one format as in `llama-Q8_0`.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    models: Vec<String>,
     /// Chooses places, weights and prompts.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -52,7 +56,8 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         output::print(&report::kinds(&kinds))?;
         return Ok(Exit::Success);
     }
-    let options = BenchOptions { seed: args.seed, quick: args.quick, only: args.only.clone() };
+    let Args { quick, only, models, seed, .. } = args;
+    let options = BenchOptions { seed, quick, only, models };
     let bench = Bench::new(&options, Some(trained()?))?;
     let place = tempfile::tempdir().context("cannot make a temporary directory")?;
     let progress = Progress::new(bench.cases().len() as u64, "cases");

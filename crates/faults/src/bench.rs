@@ -28,6 +28,8 @@ pub struct BenchOptions {
     pub quick: bool,
     /// Run only kinds and families of these names; `control` for the controls. All if empty.
     pub only: Vec<String>,
+    /// Run only models of these names, with or without the format: `llama`, `llama-Q8_0`. All if empty.
+    pub models: Vec<String>,
 }
 
 /// The cases, and the models that they are of.
@@ -44,7 +46,8 @@ impl Bench {
         check_names(&options.only)?;
         let seed = options.seed;
         let mut cases = Vec::new();
-        let specs = ModelSpec::all()
+        let specs = ModelSpec::named(&options.models)?
+            .into_iter()
             .filter(|spec| trained.is_some() || !matches!(spec, ModelSpec::Trained { .. }));
         for model in specs {
             let subject = model.build(trained.as_ref(), seed)?;

@@ -61,6 +61,18 @@ pub enum Error {
         /// The families that there are.
         families: Vec<String>,
     },
+    /// A name that no model of the bench has.
+    #[error(
+        "no model of the bench is called `{name}`; the models are {}, and a name without its format stands for all \
+         formats",
+        models.join(", ")
+    )]
+    UnknownModel {
+        /// The name.
+        name: String,
+        /// The models that there are.
+        models: Vec<String>,
+    },
 }
 
 /// Shorthand for results of this crate.

@@ -62,6 +62,21 @@ impl ModelSpec {
         trained.chain(random)
     }
 
+    /// Those called by one of `names`, with or without the format; all of them if there are no names.
+    pub(crate) fn named(names: &[String]) -> Result<Vec<Self>> {
+        let is_called = |spec: Self, name: &String| {
+            let full = spec.to_string();
+            full == *name || full.strip_suffix(&format!("-{}", spec.format())) == Some(name)
+        };
+        if let Some(name) = names.iter().find(|name| !Self::all().any(|s| is_called(s, name))) {
+            let models = Self::all().map(|spec| spec.to_string()).collect();
+            return Err(Error::UnknownModel { name: name.clone(), models });
+        }
+        let is_wanted =
+            |spec: &Self| names.is_empty() || names.iter().any(|name| is_called(*spec, name));
+        Ok(Self::all().filter(is_wanted).collect())
+    }
+
     /// How it is stored.
     pub fn format(self) -> Format {
         match self {

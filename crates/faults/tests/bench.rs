@@ -166,7 +166,7 @@ impl From<Severity> for Severity2 {
 
 fn bench(only: &[&str]) -> Bench {
     let only = only.iter().map(|&name| name.to_owned()).collect();
-    let options = BenchOptions { quick: true, only, seed: 1 };
+    let options = BenchOptions { quick: true, only, seed: 1, ..BenchOptions::default() };
     Bench::new(&options, None).unwrap()
 }
 
@@ -182,6 +182,22 @@ fn only_what_is_asked_for_is_run_and_unknown_names_are_refused() {
     );
     let options = BenchOptions { only: vec!["bit-rot".to_owned()], ..BenchOptions::default() };
     assert!(Bench::new(&options, None).unwrap_err().to_string().contains("bit-rot"));
+}
+
+#[test]
+fn models_are_chosen_by_name_with_or_without_their_format() {
+    let models = |names: &[&str]| {
+        let models = names.iter().map(|&name| name.to_owned()).collect();
+        let only = vec!["control".to_owned()];
+        let options = BenchOptions { models, only, ..BenchOptions::default() };
+        let bench = Bench::new(&options, None)?;
+        let names: BTreeSet<String> = bench.cases().iter().map(|c| c.model.to_string()).collect();
+        Ok::<_, apr_faults::Error>(names.into_iter().collect::<Vec<_>>())
+    };
+    let chosen = models(&["qwen2", "llama-Q8_0"]).unwrap();
+    assert_eq!(chosen, ["llama-Q8_0", "qwen2-F32", "qwen2-Q4_K_M", "qwen2-Q8_0"]);
+    let error = models(&["qwen"]).unwrap_err().to_string();
+    assert!(error.contains("`qwen`") && error.contains("qwen3_moe-F32"), "{error}");
 }
 
 #[test]
