@@ -88,7 +88,8 @@ pub(super) const FAULTS: &[Fault] = &[
     linear("head-dropped", head_dropped, "The first 32 inputs of each dot product are left out.")
         .diagnosed(&["input-block-dropped"]),
     linear("tile-edge", tile_edge, "The last 16 outputs are computed from half of the inputs.")
-        .diagnosed(&["weight-block-zeroed"]),
+        // A router may have no more outputs than these.
+        .diagnosed(&["weight-block-zeroed", "tail-block-dropped"]),
     linear(
         "block-zeroed",
         block_zeroed,
@@ -162,11 +163,15 @@ pub(super) const FAULTS: &[Fault] = &[
         accumulator_stale,
         "Each row is added to what the accumulator still holds of the row before.",
     )
-    .diagnosed(&["stale-accumulator"]),
+    .diagnosed(&["stale-accumulator"])
+    // The row before in an expert's group is not the row before.
+    .closed(|target, _| target.site.stage.of_experts() != Some(true)),
     linear("accumulator-f16", accumulator_f16, "Sums are kept in f16."),
-    linear("factor", factor, "The result is off by a factor: 1.001, or 2.")
-        .graded()
-        .diagnosed(&["weight-scaled", "constant-factor"]),
+    linear("factor", factor, "The result is off by a factor: 1.001, or 2.").graded().diagnosed(&[
+        "weight-scaled",
+        "expert-scaled",
+        "constant-factor",
+    ]),
     value("row-of-before", row_of_before, "A row is that of the token before.")
         .graded()
         .diagnosed(&["rows-of-another-token"]),

@@ -140,10 +140,10 @@ pub(super) const FAULTS: &[Fault] = &[
         .diagnosed(&["norm-weight-missing"]),
     file("matrix-scaled", MATRIX, scaled, "The matrix is off by a factor: 0.99, or 2.")
         .graded()
-        .diagnosed(&["weight-scaled", "constant-factor"])
+        .diagnosed(&["weight-scaled", "expert-scaled", "constant-factor"])
         .closed(is_scaled_exactly),
     file("matrix-zero", MATRIX, zeroed, "The matrix was never read: it is zero.")
-        .diagnosed(&["all-zeros"]),
+        .diagnosed(&["all-zeros", "expert-missing"]),
     file(
         "matrix-cut-off",
         MATRIX,
@@ -151,7 +151,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "The last rows of the matrix were never read: they are zero.",
     )
     .graded()
-    .diagnosed(&["all-zeros"]),
+    // The last rows of a stack of experts are the last experts.
+    .diagnosed(&["all-zeros", "expert-missing"]),
     file(
         "matrix-transposed",
         &[Stage::QkvMatmul, Stage::AttnOut],
