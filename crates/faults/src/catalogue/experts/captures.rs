@@ -29,10 +29,10 @@ const fn capture(
 
 pub(in crate::catalogue) const FAULTS: &[Fault] = &[
     capture(
-        "captured-ids-unsorted",
-        &[Stage::MoeRouterIndices],
-        ids_unsorted,
-        "The chosen experts were captured in the order of their ids, what they make in that of their weights.",
+        "captured-weights-by-id",
+        &[Stage::MoeRouterWeights],
+        slots_by_id,
+        "The weights were captured in the order of the experts' ids, the ids in that of the weights.",
     )
     .diagnosed(&["router-slots-exchanged"]),
     capture(
@@ -46,7 +46,7 @@ pub(in crate::catalogue) const FAULTS: &[Fault] = &[
     capture(
         "captured-experts-by-id",
         OF_SLOTS,
-        experts_by_id,
+        slots_by_id,
         "The experts of a row were captured in the order of their ids, not of their weights.",
     )
     .diagnosed(&["slots-exchanged", "experts-of-other-slots"]),
@@ -86,10 +86,6 @@ fn each_row(
     }
 }
 
-fn ids_unsorted(place: &CapturePlace<'_>, recording: &mut Recording) {
-    each_row(place, recording, Stage::MoeRouterIndices, |_, ids| ids.sort_by(f64::total_cmp));
-}
-
 fn weights_unnormalised(place: &CapturePlace<'_>, recording: &mut Recording) {
     // The probabilities of the chosen are to each other as their weights are; those of all sum to one.
     each_row(place, recording, Stage::MoeRouter, |logits, weights| {
@@ -102,7 +98,7 @@ fn weights_unnormalised(place: &CapturePlace<'_>, recording: &mut Recording) {
     });
 }
 
-fn experts_by_id(place: &CapturePlace<'_>, recording: &mut Recording) {
+fn slots_by_id(place: &CapturePlace<'_>, recording: &mut Recording) {
     each_row(place, recording, Stage::MoeRouterIndices, |ids, row| {
         let (right, width) = (row.to_vec(), row.len() / ids.len());
         let mut order: Vec<usize> = (0..ids.len()).collect();
