@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 
-use apr_model::{Config, RopeFrequencies, RopeScaling};
+use apr_model::{Config, MoeConfig, RopeFrequencies, RopeScaling};
 use serde::Serialize;
 
 use super::pairing::Side as Model;
@@ -15,6 +15,8 @@ use crate::Side;
 const FREQUENCY_TOLERANCE: f64 = 1e-6;
 /// No model rotates more channels; a config may claim any number.
 const MAX_ROTARY_DIM: usize = 1 << 16;
+/// No model has more layers; likewise.
+const MAX_LAYERS: usize = 1 << 12;
 
 /// How the configs of two model files differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -122,6 +124,32 @@ fn differences(a: Declared<'_>, b: Declared<'_>) -> Vec<ConfigDifference> {
     note("rope_scaling", same, &scaling_text(a), &scaling_text(b));
     compare!(|a: &usize, b: &usize| a == b; rotary_dim);
     compare!(|a: &bool, b: &bool| a == b; attention_bias qk_norm);
+    if let (Some(moe_a), Some(moe_b)) = (&config_a.moe, &config_b.moe) {
+        let MoeConfig {
+            num_experts,
+            num_experts_per_tok,
+            moe_intermediate_size,
+            norm_topk_prob,
+            decoder_sparse_step,
+            mlp_only_layers,
+        } = moe_a;
+        for (key, a, b) in [
+            ("num_experts", num_experts, moe_b.num_experts),
+            ("num_experts_per_tok", num_experts_per_tok, moe_b.num_experts_per_tok),
+            ("moe_intermediate_size", moe_intermediate_size, moe_b.moe_intermediate_size),
+        ] {
+            note(key, *a == b, a, &b);
+        }
+        let (a, b) = (norm_topk_prob, moe_b.norm_topk_prob);
+        note("norm_topk_prob", *a == b, a, &b);
+        // Two spellings of the same layers are the same model.
+        let layers = config_a.num_hidden_layers.max(config_b.num_hidden_layers).min(MAX_LAYERS);
+        let alike = (0..layers).all(|layer| moe_a.has_layer(layer) == moe_b.has_layer(layer));
+        let (a, b) = (decoder_sparse_step, moe_b.decoder_sparse_step);
+        note("decoder_sparse_step", alike || *a == b, a, &b);
+        let (a, b) = (mlp_only_layers, &moe_b.mlp_only_layers);
+        note("mlp_only_layers", alike || a == b, &format!("{a:?}"), &format!("{b:?}"));
+    }
     found
 }
 
@@ -138,6 +166,9 @@ fn effect(key: &str) -> &'static str {
         "num_attention_heads" | "num_key_value_heads" | "head_dim" => {
             "which channels make a head, and the scale of scores"
         }
+        "norm_topk_prob" => "moe_router_weights",
+        "num_experts_per_tok" => "which experts a token meets, and their weights",
+        "decoder_sparse_step" | "mlp_only_layers" => "which layers have experts",
         "model_type" => "the order of operations",
         _ => "the shapes of tensors",
     }
@@ -220,6 +251,38 @@ mod tests {
 
     fn keys(a: &Config, b: &Config) -> Vec<&'static str> {
         differences((a, None), (b, None)).iter().map(|d| d.key).collect()
+    }
+
+    fn mixture(norm_topk_prob: bool, step: usize, mlp_only_layers: &[usize]) -> Config {
+        let moe = MoeConfig {
+            num_experts: 8,
+            num_experts_per_tok: 2,
+            moe_intermediate_size: 32,
+            norm_topk_prob,
+            decoder_sparse_step: step,
+            mlp_only_layers: mlp_only_layers.to_vec(),
+        };
+        Config { architecture: Architecture::Qwen3Moe, moe: Some(moe), ..config() }
+    }
+
+    #[test]
+    fn mixtures_that_weigh_choose_or_place_their_experts_otherwise_are_other_models() {
+        let one = mixture(true, 1, &[]);
+        assert_eq!(keys(&one, &one), [""; 0]);
+        assert_eq!(keys(&one, &mixture(false, 1, &[])), ["norm_topk_prob"]);
+        assert_eq!(keys(&one, &mixture(true, 2, &[])), ["decoder_sparse_step"]);
+        assert_eq!(keys(&one, &mixture(true, 1, &[1])), ["mlp_only_layers"]);
+        let mut other = one.clone();
+        let moe = other.moe.as_mut().unwrap();
+        (moe.num_experts, moe.num_experts_per_tok, moe.moe_intermediate_size) = (16, 4, 64);
+        let expected = ["num_experts", "num_experts_per_tok", "moe_intermediate_size"];
+        assert_eq!(keys(&one, &other), expected);
+    }
+
+    #[test]
+    fn the_same_layers_with_experts_in_another_spelling_are_no_difference() {
+        // Of two layers, the second.
+        assert_eq!(keys(&mixture(true, 2, &[]), &mixture(true, 1, &[0])), [""; 0]);
     }
 
     #[test]
