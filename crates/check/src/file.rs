@@ -215,7 +215,8 @@ fn unbound(error: &apr_model::Error) -> Outcome {
         UnsupportedArchitecture { .. }
         | UnsupportedValue { .. }
         | UnsupportedType { .. }
-        | WeightType { .. } => Outcome::not_measured(error),
+        | WeightType { .. }
+        | Format(apr_format::Error::UnreadableTensor { .. }) => Outcome::not_measured(error),
         TensorShape { name, expected, found, .. } => {
             let what = format!("the shape is {found}, but the metadata asks for {expected}");
             Outcome::of(vec![Break::Tensor { tensor: name.clone(), what }])

@@ -42,6 +42,18 @@ pub enum Error {
         /// What is supported.
         supported: String,
     },
+    /// The checkpoint says something that no model can be.
+    #[error("{file}: `{key}` is {found}; {why}")]
+    ImpossibleValue {
+        /// The checkpoint.
+        file: String,
+        /// The key, as this container spells it.
+        key: String,
+        /// The value.
+        found: String,
+        /// What it contradicts.
+        why: String,
+    },
     /// A tensor that the model needs is not in the checkpoint.
     #[error("{file}: tensor `{name}` is missing; the model cannot be run without it")]
     MissingTensor {

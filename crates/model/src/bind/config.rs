@@ -116,29 +116,29 @@ impl Spelling {
 fn consistent(keys: &Keys<'_>, spelling: &Spelling, config: Config) -> Result<Config> {
     let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        let supported = format!("it must divide the {heads} query heads");
-        return Err(keys.unsupported(&spelling.kv_heads, kv_heads, supported));
+        let why = format!("it must divide the {heads} query heads");
+        return Err(keys.impossible(&spelling.kv_heads, kv_heads, why));
     }
     let (rotary_dim, head_dim) = (config.rotary_dim, config.head_dim);
     if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
-        let supported = format!("an even number from 2 to head_dim = {head_dim} is needed");
-        return Err(keys.unsupported(&spelling.rotary_dim, rotary_dim, supported));
+        let why = format!("an even number from 2 to head_dim = {head_dim} is needed");
+        return Err(keys.impossible(&spelling.rotary_dim, rotary_dim, why));
     }
     if let Some(MoeConfig { num_experts, num_experts_per_tok, .. }) = config.moe
         && num_experts_per_tok > num_experts
     {
-        let supported = format!("there are {num_experts} experts");
-        return Err(keys.unsupported(&spelling.experts_per_tok, num_experts_per_tok, supported));
+        let why = format!("there are {num_experts} experts");
+        return Err(keys.impossible(&spelling.experts_per_tok, num_experts_per_tok, why));
     }
     if !(config.rms_norm_eps.is_finite() && config.rms_norm_eps >= 0.0) {
-        return Err(keys.unsupported(
+        return Err(keys.impossible(
             &spelling.rms_norm_eps,
             config.rms_norm_eps,
-            "it must be finite",
+            "it must be finite and not negative",
         ));
     }
     if !(config.rope_theta.is_finite() && config.rope_theta > 0.0) {
-        return Err(keys.unsupported(
+        return Err(keys.impossible(
             &spelling.rope_theta,
             config.rope_theta,
             "it must be positive",
@@ -148,7 +148,7 @@ fn consistent(keys: &Keys<'_>, spelling: &Spelling, config: Config) -> Result<Co
         config.rope_scaling
         && !(factor.is_finite() && factor > 0.0)
     {
-        return Err(keys.unsupported(&spelling.factor, factor, "it must be positive"));
+        return Err(keys.impossible(&spelling.factor, factor, "it must be positive"));
     }
     Ok(config)
 }

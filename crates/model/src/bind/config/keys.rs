@@ -35,6 +35,20 @@ impl<'c> Keys<'c> {
         }
     }
 
+    pub(super) fn impossible(
+        &self,
+        key: &str,
+        found: impl ToString,
+        why: impl Into<String>,
+    ) -> Error {
+        Error::ImpossibleValue {
+            file: self.file.clone(),
+            key: key.to_owned(),
+            found: found.to_string(),
+            why: why.into(),
+        }
+    }
+
     pub(super) fn architecture(&self, found: &str) -> Result<Architecture> {
         found.parse().map_err(|()| Error::UnsupportedArchitecture {
             file: self.file.clone(),
@@ -64,7 +78,7 @@ impl<'c> Keys<'c> {
         match self.metadata.u64(key)? {
             // Larger than any dimension that exists; products of two do not overflow.
             Some(n) if n > MAX_DIMENSION => {
-                Err(self.unsupported(key, n, format!("at most {MAX_DIMENSION} is sensible")))
+                Err(self.impossible(key, n, format!("at most {MAX_DIMENSION} is sensible")))
             }
             n => Ok(n.map(|n| n as usize)),
         }
@@ -73,7 +87,7 @@ impl<'c> Keys<'c> {
     pub(super) fn count(&self, key: &str) -> Result<usize> {
         match self.optional_count(key)? {
             None => Err(self.missing(key)),
-            Some(0) => Err(self.unsupported(key, 0, "at least 1 is needed")),
+            Some(0) => Err(self.impossible(key, 0, "at least 1 is needed")),
             Some(n) => Ok(n),
         }
     }
@@ -84,8 +98,7 @@ impl<'c> Keys<'c> {
         let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
         values
             .map(|value| {
-                number(value)
-                    .ok_or_else(|| self.unsupported(key, value, "whole numbers are needed"))
+                number(value).ok_or_else(|| self.impossible(key, value, "whole numbers are needed"))
             })
             .collect()
     }
@@ -105,8 +118,8 @@ impl<'c> Keys<'c> {
 
     pub(super) fn head_dim(&self, hidden_size: usize, heads: usize) -> Result<usize> {
         if !hidden_size.is_multiple_of(heads) {
-            let supported = "not a whole multiple of the number of heads, and no head_dim is given";
-            return Err(self.unsupported("hidden_size", hidden_size, supported));
+            let why = "not a whole multiple of the number of heads, and no head_dim is given";
+            return Err(self.impossible("hidden_size", hidden_size, why));
         }
         Ok(hidden_size / heads)
     }
