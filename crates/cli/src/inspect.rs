@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Result;
 use apr_check::check_file;
 use apr_format::Checkpoint;
-use apr_model::{Config, RopeScaling, read_config};
+use apr_model::{Config, Role, RopeScaling, read_config, role_of};
 use apr_report::{
     file_check::FileCheckReport,
     inspect::{Inspection, TensorInspection, TensorLine, TypeShare},
@@ -84,9 +84,13 @@ fn check(args: &Args) -> Result<Exit> {
 
 fn inspect(checkpoint: &Checkpoint) -> Inspection {
     let bound = engine::runnable_config(checkpoint);
+    let not_runnable = bound.as_ref().err().map(|error| error.to_string());
+    // A file whose tensors are wrong may still say what they should have been.
+    let config = bound.or_else(|_| read_config(checkpoint)).ok();
+    let moe = config.as_ref().and_then(|config| config.moe.as_ref());
     let mut types: BTreeMap<&str, TypeShare> = BTreeMap::new();
     let mut tensors = Vec::new();
-    let (mut parameters, mut tensor_bytes) = (0, 0);
+    let (mut parameters, mut parameters_per_token, mut tensor_bytes) = (0, 0, 0);
     for (name, stored) in checkpoint.tensors() {
         let (dtype, elements) = (stored.dtype().name(), stored.shape().elements() as u64);
         let size = stored.bytes().len() as u64;
@@ -100,6 +104,12 @@ fn inspect(checkpoint: &Checkpoint) -> Inspection {
         share.bytes += size;
         share.parameters += elements;
         parameters += elements;
+        parameters_per_token += match moe {
+            Some(moe) if is_of_experts(name) => {
+                elements * moe.num_experts_per_tok as u64 / moe.num_experts as u64
+            }
+            _ => elements,
+        };
         tensor_bytes += size;
         tensors.push(TensorLine {
             name: name.to_owned(),
@@ -118,15 +128,13 @@ fn inspect(checkpoint: &Checkpoint) -> Inspection {
     }
     let mut types: Vec<TypeShare> = types.into_values().collect();
     types.sort_by_key(|t| std::cmp::Reverse(t.bytes));
-    let not_runnable = bound.as_ref().err().map(|error| error.to_string());
-    // A file whose tensors are wrong may still say what they should have been.
-    let config = bound.or_else(|_| read_config(checkpoint)).ok();
     Inspection {
         schema: "apr-inspect/1",
         path: checkpoint.path().display().to_string(),
         container: checkpoint.container().to_string(),
         not_runnable,
         parameters,
+        parameters_per_token: moe.map(|_| parameters_per_token),
         tensor_bytes,
         kv_bytes_per_position: config
             .as_ref()
@@ -140,6 +148,15 @@ fn inspect(checkpoint: &Checkpoint) -> Inspection {
             .map(|(key, value)| (key.to_owned(), shortened(Value::from(value))))
             .collect(),
         tensors,
+    }
+}
+
+/// Whether the tensor holds a matrix of one expert, or of all.
+fn is_of_experts(name: &str) -> bool {
+    match role_of(name) {
+        Some(Role::Expert(..)) => true,
+        Some(Role::Layer(_, role)) => role.is_of_experts(),
+        _ => false,
     }
 }
 
@@ -159,7 +176,7 @@ fn resolved(config: &Config) -> Map<String, Value> {
             json!({ "rope_type": "factors", "factors": shortened(json!(factors)) })
         }
     };
-    let values = [
+    let mut values = vec![
         ("model_type", json!(config.architecture.name())),
         ("num_hidden_layers", json!(config.num_hidden_layers)),
         ("hidden_size", json!(config.hidden_size)),
@@ -177,7 +194,17 @@ fn resolved(config: &Config) -> Map<String, Value> {
         ("qk_norm", json!(config.qk_norm)),
         ("tie_word_embeddings", json!(config.tie_word_embeddings)),
     ];
-    values.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
+    if let Some(moe) = &config.moe {
+        values.extend([
+            ("num_experts", json!(moe.num_experts)),
+            ("num_experts_per_tok", json!(moe.num_experts_per_tok)),
+            ("moe_intermediate_size", json!(moe.moe_intermediate_size)),
+            ("norm_topk_prob", json!(moe.norm_topk_prob)),
+            ("decoder_sparse_step", json!(moe.decoder_sparse_step)),
+            ("mlp_only_layers", json!(moe.mlp_only_layers)),
+        ]);
+    }
+    values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// A value with long arrays cut to what a person wants to see.

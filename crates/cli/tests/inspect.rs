@@ -17,6 +17,50 @@ fn a_sound_file_of_each_container_is_0_and_says_which_checks_it_passed() {
 }
 
 #[test]
+fn a_mixture_shows_its_experts_and_how_many_weights_a_token_meets_alike_in_both_containers() {
+    let of = |model: &str| apr(["inspect", &fixture(model), "--json"]).expect(0).json();
+    let (directory, gguf) = (of("tiny/qwen3-moe"), of("tiny/qwen3-moe/qwen3-moe-F16.gguf"));
+    // Of 8 experts of 3 matrices of 32 x 64 in 2 layers, a token meets 2.
+    let met = 165_248 - 2 * 6 * 3 * 32 * 64;
+    for shown in [&directory, &gguf] {
+        assert_eq!(shown["parameters_per_token"], met);
+        let config = &shown["config"];
+        assert_eq!(
+            (&config["num_experts"], &config["num_experts_per_tok"]),
+            (&8.into(), &2.into())
+        );
+        assert_eq!(config["moe_intermediate_size"], 32);
+        assert_eq!(config["norm_topk_prob"], true);
+    }
+    let text = apr(["inspect", &fixture("tiny/qwen3-moe")]).expect(0).stdout;
+    assert!(text.contains("165248 (0.165 M), 0.092 M of them per token\n"), "{text}");
+    assert!(of("tiny/qwen3")["parameters_per_token"].is_null(), "a dense model has no experts");
+}
+
+#[test]
+fn a_config_that_contradicts_itself_is_1() {
+    for (from, to, words) in [
+        ("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 9", "is 9; there are 8 experts"),
+        ("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 0", "is 0; at least 1 is needed"),
+        (
+            "\"num_key_value_heads\": 2",
+            "\"num_key_value_heads\": 3",
+            "must divide the 4 query heads",
+        ),
+    ] {
+        let scratch = Scratch::new();
+        let model = scratch.copy(&fixture("tiny/qwen3-moe"), "contradiction");
+        let path = format!("{model}/config.json");
+        let config = fs::read_to_string(&path).unwrap();
+        assert!(config.contains(from), "{config}");
+        fs::write(&path, config.replace(from, to)).unwrap();
+        let done = apr(["inspect", "--check", &model]).expect(1);
+        assert!(done.stdout.contains("config is BROKEN"), "{}", done.stdout);
+        assert!(done.stdout.contains(words), "{}", done.stdout);
+    }
+}
+
+#[test]
 fn a_nan_is_1_and_stands_in_the_table_and_the_json_with_its_tensor() {
     let scratch = Scratch::new();
     let name = "model.layers.1.mlp.up_proj.weight";
@@ -64,4 +108,20 @@ fn a_model_that_this_engine_does_not_run_is_3() {
     gguf[at + name.len() + 12..][..5].copy_from_slice(b"other");
     let done = apr(["inspect", "--check", &scratch.write("other.gguf", gguf)]).expect(3);
     assert!(done.stdout.contains("not measured: config"), "{}", done.stdout);
+}
+
+#[test]
+fn a_type_that_is_unknown_here_is_3_and_not_said_to_be_broken() {
+    let scratch = Scratch::new();
+    let model = scratch.copy(&fixture("tiny/qwen3-moe"), "typed");
+    let path = format!("{model}/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let dtype = b"\"dtype\":\"BF16\"";
+    let at = bytes.windows(dtype.len()).position(|window| window == dtype).unwrap();
+    bytes[at..][..dtype.len()].copy_from_slice(b"\"dtype\":\"XF16\"");
+    fs::write(&path, bytes).unwrap();
+    let done = apr(["inspect", "--check", &model]).expect(3);
+    assert!(done.stdout.contains("XF16, which is not supported"), "{}", done.stdout);
+    let config = done.stdout.lines().find(|line| line.contains(" config ")).unwrap();
+    assert!(config.starts_with("· not measured"), "{config}");
 }

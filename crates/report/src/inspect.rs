@@ -23,6 +23,8 @@ pub struct Inspection {
     pub not_runnable: Option<String>,
     /// Weights, counted from the shapes.
     pub parameters: u64,
+    /// How many of them one token meets, in a mixture of experts.
+    pub parameters_per_token: Option<u64>,
     /// Bytes of all tensors.
     pub tensor_bytes: u64,
     /// Bytes of keys and values per position, as f16; `None` where the config cannot be read.
@@ -70,7 +72,10 @@ impl Inspection {
         };
         line("path", self.path.clone());
         line("container", self.container.clone());
-        line("parameters", format!("{} ({:.3} M)", self.parameters, self.parameters as f64 / 1e6));
+        let millions = |n: u64| format!("{:.3} M", n as f64 / 1e6);
+        let met = self.parameters_per_token;
+        let met = met.map_or_else(String::new, |n| format!(", {} of them per token", millions(n)));
+        line("parameters", format!("{} ({}){met}", self.parameters, millions(self.parameters)));
         line("tensors", format!("{} in {}", self.tensors.len(), bytes(self.tensor_bytes)));
         if let (Some(kv), Some(context)) = (self.kv_bytes_per_position, self.context) {
             let all = kv.saturating_mul(context);
