@@ -30,13 +30,17 @@ pub fn text(found: &Bisect, options: &Options) -> String {
         .into_iter()
         .filter_map(|(letter, _, side)| Some((letter.to_owned(), side.audit.as_ref()?, side)));
     let foreign = found.reference_with_our_weights.as_ref();
-    let foreign = foreign.map(|audit| ("B with A's weights".to_owned(), audit, &found.b));
+    let heading = "B with A's weights, give or take their rounding";
+    let foreign = foreign.map(|audit| (heading.to_owned(), audit, &found.b));
     for (name, audit, side) in replays.chain(foreign) {
         let _ = writeln!(out, "\nstages of {name}: {}", paint.verdict(&audit.verdict.to_string()));
         if audit.faults().next().is_some() {
             out += &paint.signs(&map(audit));
             out += &faults(audit, &side.diagnoses, paint);
         }
+    }
+    if found.reference_with_our_weights.is_some() {
+        out += "(the file of B is not given: --reference-model FILE tells what the weights do)\n";
     }
     out += "\n";
     out += &parts(&found.parts, options.limit);
