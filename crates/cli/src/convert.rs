@@ -68,9 +68,9 @@ pub(crate) struct Args {
     /// Do not read the result again to compare it with the source.
     #[arg(long)]
     no_verify: bool,
-    /// Bytes of weights per file of a Hugging Face directory.
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
-    shard_size: u64,
+    /// Bytes of weights per file of a Hugging Face directory, such as 2GB or 500MiB [default: 5GB].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    shard_size: Option<u64>,
     /// Show the plan, and write nothing.
     #[arg(long)]
     dry_run: bool,
@@ -101,6 +101,12 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     let source = engine::open(&args.source)?;
     let target = args.target()?;
     let output = Output::new(&args.output, target, &source, args.force)?;
+    if args.shard_size.is_some() && !output.is_directory() {
+        bail!(
+            "--shard-size is for Hugging Face directories; {} is one file",
+            args.output.display()
+        );
+    }
     let plan = Plan::new(&source, target, args.options(&output)?)?;
     let mut report = args.report(&source, &plan);
     if !args.json {
@@ -172,7 +178,10 @@ impl Args {
     }
 
     fn write(&self, plan: &Plan, output: &Output) -> Result<Written> {
-        let settings = Settings { shard_size: self.shard_size, verify: !self.no_verify };
+        const SHARD: u64 = 5_000_000_000;
+        let shard_size = self.shard_size.unwrap_or(SHARD);
+        let settings = Settings { shard_size, verify: !self.no_verify };
+        output::remove_if_interrupted(output.partial())?;
         // Everything is read twice.
         let passes = if settings.verify { 2 } else { 1 };
         let bar = Progress::of_bytes(passes * plan.source_bytes(), "converting");
@@ -268,12 +277,11 @@ fn recipe(text: &str) -> Result<Recipe, String> {
     })
 }
 
-/// Parses a number of bytes such as 5GB or 512MiB.
+/// Parses a number of bytes such as 5GB or 512MiB. A bare number would be bytes, which nobody means.
 fn size(text: &str) -> Result<u64, String> {
     let expected = || format!("`{text}` is no size; expected one such as 5GB, 500MB or 2GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
         "kb" => 1_000,
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
@@ -294,8 +302,8 @@ mod tests {
     fn sizes_have_decimal_and_binary_units() {
         assert_eq!(size("5GB"), Ok(5_000_000_000));
         assert_eq!(size("2 MiB"), Ok(2 << 20));
-        assert_eq!(size("77"), Ok(77));
-        for wrong in ["", "GB", "0", "-1GB", "1.5GB", "5XB", "99999999999GB"] {
+        assert_eq!(size("77kb"), Ok(77_000));
+        for wrong in ["", "77", "GB", "0", "-1GB", "1.5GB", "5XB", "99999999999GB"] {
             assert!(size(wrong).is_err(), "{wrong}");
         }
     }

@@ -4,8 +4,8 @@ use std::{
     fmt::Display,
     fs,
     io::{self, IsTerminal, Write},
-    path::Path,
-    process::ExitCode,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
     time::Duration,
 };
 
@@ -85,6 +85,21 @@ pub(crate) fn write_whole(path: &Path, content: &str) -> Result<()> {
     }
     written.with_context(cannot_write)
 }
+
+/// Lets Ctrl-C and a request to end remove `partial`, a file or a directory, and then end the process.
+pub(crate) fn remove_if_interrupted(partial: PathBuf) -> Result<()> {
+    let interrupted = move || {
+        // What is not there needs no removing.
+        let _ =
+            if partial.is_dir() { fs::remove_dir_all(&partial) } else { fs::remove_file(&partial) };
+        let _ = writeln!(io::stderr(), "\ninterrupted: nothing was written");
+        process::exit(INTERRUPTED)
+    };
+    ctrlc::set_handler(interrupted).context("signals cannot be handled")
+}
+
+/// The exit code of a process that Ctrl-C has ended, as shells have it.
+const INTERRUPTED: i32 = 130;
 
 /// Whether a file could be written at `path`, asked before the work that fills it.
 pub(crate) fn may_write(path: &Path) -> Result<()> {

@@ -110,12 +110,26 @@ fn wrong_arguments_are_refused_with_what_to_do() {
     refused(&[&source, &output, "--quantize", "q4_0", "--imatrix", &missing], &["missing.gguf"]);
     refused(&[&source, &scratch.path("model"), "--quantize", "q8_0"], &["safetensors", "Q8_0"]);
     refused(&[&source, &scratch.path("model"), "--shard-size", "5 apples"], &["5GB"]);
+    let file = scratch.path("one.gguf");
+    refused(&[&source, &file, "--shard-size", "5GB"], &["--shard-size", "one file"]);
     refused(&[&source, &scratch.path("nowhere/model.gguf")], &["nowhere"]);
     fs::write(&output, "precious").unwrap();
     refused(&[&source, &output], &["already", "--force"]);
     assert_eq!(fs::read_to_string(&output).unwrap(), "precious");
     apr(["convert", &source, &output, "--force"]).expect(0);
     refused(&[&output, &output, "--force"], &["what is being converted"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_no_file_is_never_replaced() {
+    use std::os::unix::{fs::FileTypeExt, net::UnixListener};
+
+    let scratch = Scratch::new();
+    let socket = scratch.path("socket.gguf");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    refused(&[&fixture("tiny/qwen2"), &socket, "--force"], &["neither a file nor a directory"]);
+    assert!(fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
 }
 
 #[test]

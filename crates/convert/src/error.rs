@@ -79,6 +79,15 @@ pub enum Error {
         /// Why not.
         why: &'static str,
     },
+    /// The file holds the importance of nothing.
+    #[error(
+        "{}: this is no importance matrix: none of its tensors is called `NAME.in_sum2`, as `llama-imatrix` calls them",
+        file.display()
+    )]
+    NoImportance {
+        /// The file.
+        file: PathBuf,
+    },
     /// The importance matrix is of another model, or damaged.
     #[error("{}, tensor `{tensor}`: {why}; give the importance matrix of this very model", file.display())]
     Importance {
@@ -106,6 +115,12 @@ pub enum Error {
         path: PathBuf,
         /// What is there.
         what: &'static str,
+    },
+    /// Something is there that is neither a file nor a directory, such as a device.
+    #[error("{}: this is neither a file nor a directory; give another name", path.display())]
+    NoFile {
+        /// Where it was to be written.
+        path: PathBuf,
     },
     /// The target would replace what it is made from.
     #[error("{}: this is what is being converted; give another name", path.display())]
@@ -182,7 +197,14 @@ impl From<apr_model::Error> for Error {
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What would be lost, and why: once for all that has the same reason.
 fn listed(losses: &[Loss]) -> String {
-    let texts: Vec<_> = losses.iter().map(Loss::to_string).collect();
-    format!("{} thing(s) would be lost: {}", losses.len(), texts.join("; "))
+    let same = losses.chunk_by(|a, b| a.why == b.why);
+    let texts: Vec<_> = same
+        .map(|losses| {
+            let what: Vec<_> = losses.iter().map(|loss| loss.what.as_str()).collect();
+            format!("{}: {}", what.join(", "), losses[0].why)
+        })
+        .collect();
+    format!("this would be lost: {}", texts.join("; "))
 }

@@ -68,9 +68,7 @@ impl Importance {
             entries.insert(role, Entry { name: name.to_owned(), columns, means });
         }
         if entries.is_empty() {
-            let why =
-                format!("no tensor of the file ends in {SUMS}; `llama-imatrix` writes such files");
-            return Err(refuse("", why));
+            return Err(Error::NoImportance { file: path.to_owned() });
         }
         Ok(Self { file: path.to_owned(), entries })
     }

@@ -12,7 +12,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::{Error, Plan, Result, Target};
 
-/// How the names of what is not complete yet begin.
+/// What stands in the names of what is not complete yet.
 const PARTIAL: &str = ".apr-convert-";
 
 /// Where to write, and what may be replaced.
@@ -71,6 +71,10 @@ impl Output {
             Err(reason) => return Err(Error::Io { path: self.path.clone(), reason }),
         };
         let exists = |what| Error::Exists { path: self.path.clone(), what };
+        let is_file = metadata.is_file() || metadata.is_symlink();
+        if !is_file && !metadata.is_dir() {
+            return Err(Error::NoFile { path: self.path.clone() });
+        }
         match (metadata.is_dir(), self.is_directory) {
             (false, false) if self.force => Ok(()),
             (true, true) if is_empty(&self.path)? => Ok(()),
@@ -97,20 +101,36 @@ impl Output {
         }
     }
 
-    /// A file under a temporary name.
+    /// The name under which the model is written until it is complete; whoever is interrupted removes what has it.
+    pub fn partial(&self) -> PathBuf {
+        self.parent().join(self.partial_name())
+    }
+
+    /// Hidden, and of this process: `.model.gguf.apr-convert-123`.
+    fn partial_name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        format!(".{name}{PARTIAL}{}", std::process::id())
+    }
+
+    /// A file under the temporary name.
     pub(crate) fn temporary_file(&self) -> Result<NamedTempFile> {
+        let name = self.partial_name();
         let mut builder = tempfile::Builder::new();
-        builder.prefix(PARTIAL);
+        builder.prefix(&name).rand_bytes(0);
         // As any other file: what the umask leaves.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         builder.tempfile_in(self.parent()).map_err(io_error(&self.path))
     }
 
-    /// A directory under a temporary name.
+    /// A directory under the temporary name.
     pub(crate) fn temporary_directory(&self) -> Result<TempDir> {
+        self.directory_called(&self.partial_name())
+    }
+
+    fn directory_called(&self, name: &str) -> Result<TempDir> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(PARTIAL);
+        builder.prefix(name).rand_bytes(0);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         builder.tempdir_in(self.parent()).map_err(io_error(&self.path))
@@ -146,7 +166,7 @@ impl Output {
 
     /// What is under the final name, in a temporary directory to be removed with.
     fn moved_away(&self) -> Result<TempDir> {
-        let attic = self.temporary_directory()?;
+        let attic = self.directory_called(&format!("{}-old", self.partial_name()))?;
         fs::rename(&self.path, attic.path().join("old")).map_err(io_error(&self.path))?;
         Ok(attic)
     }

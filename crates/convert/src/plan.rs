@@ -143,7 +143,7 @@ impl Plan {
         if weights_alone {
             losses.extend(metadata.files.iter().map(|(name, _)| Loss {
                 what: name.clone(),
-                why: "a safetensors file has weights alone; a directory has it".to_owned(),
+                why: "a safetensors file has weights alone; a directory has all".to_owned(),
             }));
         }
         if !losses.is_empty() && !lossy {
