@@ -35,14 +35,17 @@ impl Block8 for Q8 {
 #[repr(C)]
 pub(crate) struct Q8K {
     pub(crate) d: f32,
-    /// The sums of each 16 of `qs`.
-    pub(crate) sums: [i16; 16],
+    /// The sums of each 16 of `qs`: of four of them those of the first and the third, then those of the others.
+    /// Weights have their scales in bytes, and every other byte of a word makes a pair of 16-bit numbers.
+    pub(crate) sums_16: [[i16; 2]; 8],
+    /// The sums of each 32 of `qs`, in the same order.
+    pub(crate) sums_32: [[i16; 2]; 4],
     pub(crate) qs: [i8; 256],
 }
 
 impl Block8 for Q8K {
     const LEN: usize = 256;
-    const ZERO: Self = Self { d: 0.0, sums: [0; 16], qs: [0; 256] };
+    const ZERO: Self = Self { d: 0.0, sums_16: [[0; 2]; 8], sums_32: [[0; 2]; 4], qs: [0; 256] };
 }
 
 /// The rounded forms of a tensor, made when first asked for. Row after row of blocks.

@@ -34,7 +34,7 @@ impl Backend for Cpu {
     }
 
     fn weight(&self, parts: &[Stored]) -> Result<Weight> {
-        Weight::new(parts, self.kernels, self.activations)
+        Weight::new(parts, self)
     }
 
     fn vector(&self, parts: &[Stored]) -> Result<Vec<f32>> {
@@ -178,9 +178,9 @@ impl Backend for Cpu {
 
     fn kernel(&self, op: Op<'_, Weight>) -> Kernel {
         let (name, accumulation) = match op {
-            Op::Embed(w) => (contracts("embed", w, |part| part.dtype().to_string()), "f32"),
+            Op::Embed(w) => (contracts("embed", w, |part| part.dtype.to_string()), "f32"),
             Op::Linear(w) | Op::ExpertLinear(w) => (
-                contracts("dot", w, |part| format!("{}_{}", part.dtype(), part.activations())),
+                contracts("dot", w, |part| format!("{}_{}", part.dtype, part.activations())),
                 "f32",
             ),
             Op::AddBias => ("add_bias".into(), "f32"),

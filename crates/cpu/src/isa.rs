@@ -11,6 +11,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-VNNI.
+    AvxVnni,
     /// x86-64 with the F, BW, DQ, VL and VNNI parts of AVX-512.
     Avx512,
     /// AArch64 with NEON: fused multiply-add in hardware; integer products are left to the compiler.
@@ -18,7 +20,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+    const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon];
 
     /// Those that this machine can run, slowest first.
     pub fn available() -> impl Iterator<Item = Self> {
@@ -35,6 +37,7 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
         }
@@ -45,6 +48,8 @@ impl Isa {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => crate::x86_64::avx2::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => crate::x86_64::avx2::has_vnni(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => crate::x86_64::avx512::is_available(),
             #[cfg(target_arch = "aarch64")]
@@ -61,7 +66,9 @@ impl Isa {
         }
         Ok(match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => &crate::x86_64::avx2::KERNELS,
+            Self::Avx2 => &crate::x86_64::avx2::plain::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => &crate::x86_64::avx2::vnni::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => &crate::x86_64::avx512::KERNELS,
             #[cfg(target_arch = "aarch64")]

@@ -5,18 +5,22 @@
 use apr_tensor::DType;
 use half::f16;
 
-use crate::activation::{Q8, Q8K};
+use crate::{
+    activation::{Q8, Q8K},
+    generic::LANES,
+    tile::Line,
+};
 
-/// One row of weights against as many rows of activations as `out` has elements.
-pub(crate) type RowKernel<A> = fn(weights: &[u8], activations: &[A], out: &mut [f32]);
+/// A tile of weights against as many rows of activations as `out` has elements: 16 products for each.
+pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[A], out: &mut [[f32; LANES]]);
 
 /// The integer kernel of a stored type, by the activations that it reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum IntegerKernel {
     /// Q8_0.
-    Blocks(RowKernel<Q8>),
+    Blocks(TileKernel<Q8>),
     /// Q8_K.
-    Superblocks(RowKernel<Q8K>),
+    Superblocks(TileKernel<Q8K>),
 }
 
 /// Attention over one head's cache in type `E`.
@@ -32,18 +36,18 @@ pub(crate) struct AttentionKernels<E> {
 #[derive(Debug)]
 #[allow(non_snake_case, reason = "the names of the block types")]
 pub(crate) struct Kernels {
-    pub(crate) Q4_0: RowKernel<Q8>,
-    pub(crate) Q4_1: RowKernel<Q8>,
-    pub(crate) Q5_0: RowKernel<Q8>,
-    pub(crate) Q5_1: RowKernel<Q8>,
-    pub(crate) Q8_0: RowKernel<Q8>,
-    pub(crate) IQ4_NL: RowKernel<Q8>,
-    pub(crate) Q2_K: RowKernel<Q8K>,
-    pub(crate) Q3_K: RowKernel<Q8K>,
-    pub(crate) Q4_K: RowKernel<Q8K>,
-    pub(crate) Q5_K: RowKernel<Q8K>,
-    pub(crate) Q6_K: RowKernel<Q8K>,
-    pub(crate) IQ4_XS: RowKernel<Q8K>,
+    pub(crate) Q4_0: TileKernel<Q8>,
+    pub(crate) Q4_1: TileKernel<Q8>,
+    pub(crate) Q5_0: TileKernel<Q8>,
+    pub(crate) Q5_1: TileKernel<Q8>,
+    pub(crate) Q8_0: TileKernel<Q8>,
+    pub(crate) IQ4_NL: TileKernel<Q8>,
+    pub(crate) Q2_K: TileKernel<Q8K>,
+    pub(crate) Q3_K: TileKernel<Q8K>,
+    pub(crate) Q4_K: TileKernel<Q8K>,
+    pub(crate) Q5_K: TileKernel<Q8K>,
+    pub(crate) Q6_K: TileKernel<Q8K>,
+    pub(crate) IQ4_XS: TileKernel<Q8K>,
     pub(crate) dots: fn(weights: &[f32], activations: &[f32], out: &mut [f32]),
     pub(crate) widen_f16: fn(bytes: &[u8], out: &mut [f32]),
     pub(crate) quantize_q8_0: fn(x: &[f32], out: &mut [Q8]),

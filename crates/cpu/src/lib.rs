@@ -4,7 +4,7 @@
 //! depends on its inputs only: never on threads, on how many rows are computed together, on the instruction set or
 //! on who looks. To that end every sum has one order, which is part of its kernel's contract:
 //!
-//! - quantised weights: integers within a block, one chain of fused multiply-adds over blocks (`generic::integer`);
+//! - quantised weights: integers within a block, one chain of fused multiply-adds over blocks (`generic::tile`);
 //! - float weights, scores, norms: 16 lanes, then a tree (`generic::lanes`);
 //! - exponentials: our own polynomial (`generic::exp`).
 //!
@@ -29,6 +29,7 @@ mod linear;
 mod pool;
 mod routing;
 mod tensor;
+mod tile;
 mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -57,6 +58,9 @@ pub struct CpuOptions {
     pub activations: Activations,
     /// The type of cached keys and values.
     pub kv: KvType,
+    /// Leaves quantised weights in the order of their file: they take no memory of ours, and are reordered each time that
+    /// they are multiplied. Changes no bit.
+    pub no_repack: bool,
 }
 
 /// What activations are rounded to before they are multiplied with quantised weights.
@@ -96,16 +100,19 @@ pub struct Cpu {
     pool: Pool,
     activations: Activations,
     kv: KvType,
+    /// Whether quantised weights are reordered once, on load.
+    repack: bool,
 }
 
 impl Cpu {
     /// A backend; starts its threads.
     pub fn new(options: CpuOptions) -> Result<Self> {
-        let CpuOptions { threads, isa, activations, kv } = options;
+        let CpuOptions { threads, isa, activations, kv, no_repack } = options;
         let isa = isa.unwrap_or_else(Isa::best);
         let threads =
             threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
-        Ok(Self { isa, kernels: isa.kernels()?, pool: Pool::new(threads)?, activations, kv })
+        let (kernels, pool, repack) = (isa.kernels()?, Pool::new(threads)?, !no_repack);
+        Ok(Self { isa, kernels, pool, activations, kv, repack })
     }
 
     /// The instruction set in use.

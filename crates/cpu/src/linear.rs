@@ -1,8 +1,8 @@
 //! `x W^T`: rows of weights against rows of activations.
 //!
-//! The loops go over tiles of token rows, then weight rows, then the token rows of the tile, so that a weight row is
-//! read from memory once per tile and unpacked once per block, and a tile of activations stays in the cache. Decode is the
-//! same code with one row. No sum crosses a tile, so no bit depends on it.
+//! The loops go over batches of token rows, then weight rows, then the token rows of the batch, so that a weight row is
+//! read from memory once per batch, and a batch of activations stays in the cache. Decode is the same code with one row. No sum
+//! crosses a batch, so no bit depends on it. Quantised weights come in [tiles](crate::tile) of 16 rows.
 //!
 //! Experts are the same code with one [`Group`] of rows for each, so that weights are read once for all rows that chose them.
 
@@ -11,16 +11,17 @@ use std::{borrow::Cow, ops::Range};
 use crate::{
     Cpu, Tensor, Weight,
     activation::{Block8, Q8, Q8K},
-    kernels::IntegerKernel,
+    generic::LANES,
+    kernels::{IntegerKernel, TileKernel},
     pool::{Columns, Strip},
     weight::{Part, Product},
 };
 
-/// The most token rows in a tile.
-const TILE_ROWS: usize = 64;
+/// The most token rows in a batch.
+const BATCH_ROWS: usize = 64;
 
-/// The most bytes of activations in a tile: part of a core's second-level cache.
-const TILE_BYTES: usize = 256 << 10;
+/// The most bytes of activations in a batch: part of a core's second-level cache.
+const BATCH_BYTES: usize = 256 << 10;
 
 /// Rows of activations that meet the same rows of weights.
 struct Group<'a> {
@@ -75,7 +76,7 @@ impl Cpu {
         }
         let n: usize = groups.iter().map(|group| group.out.len()).sum();
         let mut out = vec![0.0; n * width];
-        let columns = Columns { count: width, granule: 1, cost: n * w.cols };
+        let columns = Columns { count: width, granule: LANES, cost: n * w.cols * LANES };
         self.pool.fill(&mut out, columns, |mut strip| {
             for group in groups {
                 let columns = strip.columns();
@@ -125,17 +126,25 @@ impl Cpu {
         match part.product {
             Product::Integer(IntegerKernel::Blocks(kernel)) => {
                 let x = Rows::of(x.rounded.q8_0.get().expect("rounded before"), cols / Q8::LEN);
-                tiles(x, group, rows, strip, |row, x, out| kernel(part.row_bytes(row), x, out));
+                tiles(x, group, part, rows, strip, kernel);
             }
             Product::Integer(IntegerKernel::Superblocks(kernel)) => {
                 let x = Rows::of(x.rounded.q8_k.get().expect("rounded before"), cols / Q8K::LEN);
-                tiles(x, group, rows, strip, |row, x, out| kernel(part.row_bytes(row), x, out));
+                tiles(x, group, part, rows, strip, kernel);
             }
             Product::Float => {
                 let mut wide = vec![0.0; cols];
-                tiles(Rows::of(x.values(), cols), group, rows, strip, |row, x, out| {
-                    part.widen(row, self.kernels, &mut wide);
-                    (self.kernels.dots)(&wide, x, out);
+                let mut column = [0.0; BATCH_ROWS];
+                let first = group.first + strip.columns().start;
+                batches(Rows::of(x.values(), cols), group, |x, outs| {
+                    let column = &mut column[..outs.len()];
+                    for row in rows.clone() {
+                        part.widen(row, self.kernels, &mut wide);
+                        (self.kernels.dots)(&wide, x, column);
+                        for (&out, &y) in outs.iter().zip(&*column) {
+                            strip.row(out)[row - first] = y;
+                        }
+                    }
                 });
             }
         }
@@ -171,25 +180,38 @@ impl<'a, A: Copy> Rows<'a, A> {
     }
 }
 
-/// Calls `kernel` with each of the weight rows `rows` and each tile of the activations of `group`.
+/// Calls `multiply` with each batch of the activations of `group` and the rows of the output that they make.
+fn batches<A: Copy>(x: Rows<'_, A>, group: &Group<'_>, mut multiply: impl FnMut(&[A], &[usize])) {
+    let batch = (BATCH_BYTES / (x.len * size_of::<A>()).max(1)).clamp(1, BATCH_ROWS);
+    for (of, outs) in group.x.chunks(batch).zip(group.out.chunks(batch)) {
+        multiply(&x.pick(of), outs);
+    }
+}
+
+/// Multiplies the rows `rows` of the matrix, which are in `part`, tile by tile. Of a tile at an edge some products are not
+/// asked for.
 fn tiles<A: Copy>(
     x: Rows<'_, A>,
     group: &Group<'_>,
+    part: &Part,
     rows: Range<usize>,
     strip: &mut Strip<'_, f32>,
-    mut kernel: impl FnMut(usize, &[A], &mut [f32]),
+    kernel: TileKernel<A>,
 ) {
     let first = group.first + strip.columns().start;
-    let tile = (TILE_BYTES / (x.len * size_of::<A>()).max(1)).clamp(1, TILE_ROWS);
-    let mut column = [0.0; TILE_ROWS];
-    for (of, out) in group.x.chunks(tile).zip(group.out.chunks(tile)) {
-        let x = x.pick(of);
-        let column = &mut column[..of.len()];
-        for row in rows.clone() {
-            kernel(row, &x, column);
-            for (&out, &y) in out.iter().zip(&*column) {
-                strip.row(out)[row - first] = y;
+    let mut products = [[0.0; LANES]; BATCH_ROWS];
+    batches(x, group, |x, outs| {
+        let products = &mut products[..outs.len()];
+        let mut row = rows.start;
+        while row < rows.end {
+            let (tile, lane) = ((row - part.rows.start) / LANES, (row - part.rows.start) % LANES);
+            let count = (LANES - lane).min(rows.end - row);
+            part.with_tile(tile, |tile| kernel(tile, x, products));
+            for (&out, products) in outs.iter().zip(&*products) {
+                let out = &mut strip.row(out)[row - first..][..count];
+                out.copy_from_slice(&products[lane..lane + count]);
             }
+            row += count;
         }
-    }
+    });
 }

@@ -1,13 +1,15 @@
-//! Matrices as their file stores them.
+//! Matrices, quantised ones in tiles.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use apr_model::{Error, Result};
-use apr_tensor::{Bytes, DType, Stored};
+use apr_tensor::{Bytes, DType, Stored, block};
 
 use crate::{
-    Activations,
+    Activations, Cpu,
+    generic::LANES,
     kernels::{IntegerKernel, Kernels},
+    tile::{Layout, Line, Tiles},
 };
 
 /// The types that are multiplied as they are stored.
@@ -33,7 +35,7 @@ const DIRECT: [DType; 15] = [
 /// another order, the others into F32 (of an F64 the nearest).
 const CONVERTED: [DType; 3] = [DType::AprQ4, DType::AprQ8, DType::F64];
 
-/// A matrix `[out, in]`: its parts one after the other, each in its stored type, in the file's memory.
+/// A matrix `[out, in]`: its parts one after the other, each in its stored type.
 #[derive(Debug)]
 pub struct Weight {
     pub(crate) parts: Vec<Part>,
@@ -46,7 +48,9 @@ pub struct Weight {
 /// Some rows of a matrix, all of one type.
 #[derive(Debug)]
 pub(crate) struct Part {
-    stored: Stored,
+    form: Form,
+    /// The type that is multiplied.
+    pub(crate) dtype: DType,
     /// The type in the file: not the one that is multiplied, if the part was converted.
     pub(crate) file_type: DType,
     /// Which rows of the matrix these are.
@@ -54,21 +58,26 @@ pub(crate) struct Part {
     pub(crate) product: Product,
 }
 
+/// Where the numbers are.
+#[derive(Debug)]
+enum Form {
+    /// In the file's memory, row after row.
+    Stored(Stored),
+    /// In ours, 16 rows side by side.
+    Tiles(Tiles),
+}
+
 /// How a row is multiplied.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Product {
-    /// With activations rounded to 8 bits.
+    /// In tiles, with activations rounded to 8 bits.
     Integer(IntegerKernel),
     /// Widened to f32, with activations as they are.
     Float,
 }
 
 impl Weight {
-    pub(crate) fn new(
-        parts: &[Stored],
-        kernels: &Kernels,
-        activations: Activations,
-    ) -> Result<Self> {
+    pub(crate) fn new(parts: &[Stored], cpu: &Cpu) -> Result<Self> {
         let is_supported = |dtype| DIRECT.contains(&dtype) || CONVERTED.contains(&dtype);
         let unsupported = || Error::weight_type("cpu", parts, is_supported);
         let cols = parts.first().map_or(0, |part| part.shape().cols());
@@ -76,13 +85,21 @@ impl Weight {
         for part in parts {
             assert_eq!(part.shape().cols(), cols, "parts of one matrix have rows of one length");
             let stored = direct(part)?.ok_or_else(unsupported)?;
+            let (dtype, file_type) = (stored.dtype(), part.dtype());
             let rows = weight.rows..weight.rows + stored.shape().rows();
             weight.rows = rows.end;
-            let product = match (activations, kernels.integer(stored.dtype())) {
+            let product = match (cpu.activations, cpu.kernels.integer(dtype)) {
                 (Activations::Native, Some(kernel)) => Product::Integer(kernel),
                 _ => Product::Float,
             };
-            weight.parts.push(Part { stored, file_type: part.dtype(), rows, product });
+            let form = match (product, Layout::of(dtype)) {
+                (Product::Integer(_), Some(layout)) if cpu.repack => {
+                    let refused = |source| Error::Memory { bytes: stored.bytes().len(), source };
+                    Form::Tiles(Tiles::of(&stored, layout, &cpu.pool).map_err(refused)?)
+                }
+                _ => Form::Stored(stored),
+            };
+            weight.parts.push(Part { form, dtype, file_type, rows, product });
         }
         Ok(weight)
     }
@@ -100,24 +117,42 @@ impl Weight {
 }
 
 impl Part {
-    /// The type that is multiplied.
-    pub(crate) fn dtype(&self) -> DType {
-        self.stored.dtype()
-    }
-
-    /// The bytes of a row of the matrix.
-    pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
-        self.stored.row_bytes(row - self.rows.start)
+    /// Calls `f` with tile number `index`: 16 rows from row `16 * index` of this part on, the last one again where there are no
+    /// more.
+    pub(crate) fn with_tile<R>(&self, index: usize, f: impl FnOnce(&[Line]) -> R) -> R {
+        thread_local! {
+            static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+        }
+        let stored = match &self.form {
+            Form::Tiles(tiles) => return f(tiles.tile(index)),
+            Form::Stored(stored) => stored,
+        };
+        let layout = Layout::of(self.dtype).expect("only types of blocks are multiplied in tiles");
+        let last = stored.shape().rows() - 1;
+        let row = |lane: usize| stored.row_bytes((index * LANES + lane).min(last));
+        let rows: [&[u8]; LANES] = std::array::from_fn(row);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let len = layout.lines(rows[0].len() / layout.bytes);
+            if scratch.len() < len {
+                scratch.resize(len, Line::ZERO);
+            }
+            layout.interleave(rows, &mut scratch[..len]);
+            f(&scratch[..len])
+        })
     }
 
     /// The numbers that a row of the matrix stands for.
     pub(crate) fn widen(&self, row: usize, kernels: &Kernels, out: &mut [f32]) {
-        if self.dtype() == DType::F16 {
-            (kernels.widen_f16)(self.row_bytes(row), out);
-        } else {
-            let read = self.stored.dequantize_row(row - self.rows.start, out);
-            read.expect("types that cannot be read are refused on load");
-        }
+        let row = row - self.rows.start;
+        let read = match &self.form {
+            Form::Stored(stored) if self.dtype == DType::F16 => {
+                (kernels.widen_f16)(stored.row_bytes(row), out);
+                return;
+            }
+            Form::Stored(stored) => stored.dequantize_row(row, out),
+            Form::Tiles(tiles) => block::dequantize(self.dtype, &tiles.row_bytes(row), out),
+        };
+        read.expect("types that cannot be read are refused on load");
     }
 }
 

@@ -8,6 +8,16 @@ use crate::{ObserverError, Site};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The system gives no memory for the weights.
+    #[error(
+        "no memory for {bytes} bytes of weights: {source}; a smaller type of weights needs less"
+    )]
+    Memory {
+        /// Of one tensor.
+        bytes: usize,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// The checkpoint is of an architecture that this engine does not run.
     #[error(
         "{file}: architecture `{found}` is not supported; supported: {supported} (`apr inspect` still reads the file)"

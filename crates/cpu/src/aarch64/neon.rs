@@ -5,10 +5,12 @@
 
 use std::arch::aarch64::*;
 
-use apr_tensor::block::Half;
 use half::f16;
 
-use crate::generic::{LANES, Simd, scalar::Scalar};
+use crate::{
+    generic::{LANES, Simd, scalar::Scalar, unpack::Tiled},
+    tile::Line,
+};
 
 /// Whether this machine can run [`KERNELS`].
 pub(crate) fn is_available() -> bool {
@@ -61,52 +63,103 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
-        Scalar::dot_32(q, a)
+    fn mul(mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            a[i] = unsafe { vmulq_f32(a[i], b[i]) };
+        }
+        a
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32 {
-        Scalar::dot_256(q, a, scales, signed)
+    fn load_halves(x: &[u8; 32]) -> Self::Lanes {
+        Self::load(&Scalar::load_halves(x))
+    }
+
+    type Words = <Scalar as Simd>::Words;
+
+    #[inline(always)]
+    fn load_line(x: &Line) -> Self::Words {
+        Scalar::load_line(x)
     }
 
     #[inline(always)]
-    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
-        Scalar::dot_16(a, b)
+    fn widen_halves(x: &[u8; 32]) -> Self::Words {
+        Scalar::widen_halves(x)
     }
 
     #[inline(always)]
-    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4] {
-        Scalar::dot_32x4(q, a)
+    fn splat_word(x: i32) -> Self::Words {
+        Scalar::splat_word(x)
     }
 
     #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
-        Scalar::dot_256x4(q, a, scales, signed)
+    fn and(x: Self::Words, mask: u32) -> Self::Words {
+        Scalar::and(x, mask)
     }
 
     #[inline(always)]
-    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4] {
-        Scalar::dot_16x4(a, b)
+    fn xor(x: Self::Words, mask: u32) -> Self::Words {
+        Scalar::xor(x, mask)
     }
 
     #[inline(always)]
-    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
-        Scalar::nibbles(qs, zero)
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        Scalar::or(a, b)
     }
 
     #[inline(always)]
-    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32] {
-        Scalar::five_bits(qs, high, zero)
+    fn shl(x: Self::Words, bits: u32) -> Self::Words {
+        Scalar::shl(x, bits)
     }
 
     #[inline(always)]
-    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32] {
-        Scalar::lookup(qs, table)
+    fn shr(x: Self::Words, bits: u32) -> Self::Words {
+        Scalar::shr(x, bits)
     }
 
     #[inline(always)]
-    fn half(x: Half) -> f32 {
-        Scalar::half(x)
+    fn sar(x: Self::Words, bits: u32) -> Self::Words {
+        Scalar::sar(x, bits)
+    }
+
+    #[inline(always)]
+    fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        Scalar::add_word(a, b)
+    }
+
+    #[inline(always)]
+    fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        Scalar::mul_word(a, b)
+    }
+
+    #[inline(always)]
+    fn to_lanes(x: Self::Words) -> Self::Lanes {
+        Self::load(&Scalar::to_lanes(x))
+    }
+
+    #[inline(always)]
+    fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+        Scalar::dot::<T>(acc, q, a)
+    }
+
+    #[inline(always)]
+    fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words {
+        Scalar::dot_pairs(acc, x, a)
+    }
+
+    #[inline(always)]
+    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
+        Scalar::signed_pairs(x)
+    }
+
+    #[inline(always)]
+    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
+        Scalar::spread_bits(x, group)
+    }
+
+    #[inline(always)]
+    fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
+        Scalar::lookup(x, table)
     }
 }

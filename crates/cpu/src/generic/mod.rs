@@ -13,19 +13,21 @@
 
 pub(crate) mod attention;
 pub(crate) mod exp;
-pub(crate) mod integer;
 pub(crate) mod lanes;
 pub(crate) mod norm;
 pub(crate) mod quantize;
 pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tile;
 pub(crate) mod unpack;
 
-use apr_tensor::block::Half;
 use half::f16;
 
 pub(crate) use lanes::LANES;
+use unpack::Tiled;
+
+use crate::tile::Line;
 
 /// What an instruction set does better than the compiler. Integer and widening operations are exact and `fma` is
 /// correctly rounded, so there is one right answer to each.
@@ -40,30 +42,40 @@ pub(crate) trait Simd {
     /// `a * b + c`, fused.
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
-    /// `sum(q[i] * a[i])`; no `a[i]` is -128.
-    fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32;
-    /// `sum(scales[i / 16] * q[i] * a[i])`; no `a[i]` is -128, no scale is outside of an i8, and no `q[i]` is
-    /// negative unless `signed`.
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32;
-    /// `sum(a[i] * b[i])`.
-    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32;
+    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// Little-endian half-precision numbers, exactly.
+    fn load_halves(x: &[u8; 32]) -> Self::Lanes;
 
-    /// Four times [`dot_32`](Self::dot_32) with the same `q`.
-    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4];
-    /// Four times [`dot_256`](Self::dot_256) with the same `q` and `scales`.
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4];
-    /// Four times [`dot_16`](Self::dot_16) with the same `a`.
-    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4];
+    /// A word in each of [`LANES`] lanes: a number, or four bytes. Arithmetic wraps.
+    type Words: Copy;
 
-    /// The low nibbles of `qs`, then the high ones, minus `zero`.
-    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32];
-    /// The same with bit `i` of `high` as the fifth bit of number `i`.
-    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32];
-    /// The same looked up in `table`.
-    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32];
+    fn load_line(x: &Line) -> Self::Words;
+    /// Little-endian 16-bit numbers, as numbers without a sign.
+    fn widen_halves(x: &[u8; 32]) -> Self::Words;
+    fn splat_word(x: i32) -> Self::Words;
+    fn and(x: Self::Words, mask: u32) -> Self::Words;
+    fn xor(x: Self::Words, mask: u32) -> Self::Words;
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words;
+    fn shl(x: Self::Words, bits: u32) -> Self::Words;
+    /// Fills up with zeros.
+    fn shr(x: Self::Words, bits: u32) -> Self::Words;
+    /// Fills up with the sign.
+    fn sar(x: Self::Words, bits: u32) -> Self::Words;
+    fn add_word(a: Self::Words, b: Self::Words) -> Self::Words;
+    fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words;
+    /// To the nearest float, ties to even.
+    fn to_lanes(x: Self::Words) -> Self::Lanes;
 
-    /// A block's scale, widened.
-    fn half(x: Half) -> f32;
+    /// `acc + sum(q[g].byte[i] * a[g][i])`. The bytes of `q` have no sign and are those of a `T`; no `a` is -128.
+    fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words;
+    /// `acc + x.low * a[0] + x.high * a[1]`, of the 16-bit halves of each word, with a sign.
+    fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words;
+    /// Bytes 0 and 2 of each word, and 1 and 3, as 16-bit numbers with a sign.
+    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words);
+    /// Byte `i` of each word is bit `4 * group + i` of that word of `x`.
+    fn spread_bits(x: Self::Words, group: usize) -> Self::Words;
+    /// Each byte, below 16, looked up.
+    fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words;
 }
 
 /// Compiles the generic kernels for one instruction set: `KERNELS`, to be reached through `Isa::kernels` only.
@@ -83,11 +95,11 @@ macro_rules! kernels {
         }
         kernel
     }};
-    (@blocks $f:tt $generic:path) => {
-        $crate::generic::kernels! { @fn $f $generic, (w: &[u8], x: &[$crate::activation::Q8], out: &mut [f32]) }
-    };
-    (@superblocks $f:tt $generic:path) => {
-        $crate::generic::kernels! { @fn $f $generic, (w: &[u8], x: &[$crate::activation::Q8K], out: &mut [f32]) }
+    (@tile $f:tt $simd:ty, $multiply:ty, $activation:ty) => {
+        $crate::generic::kernels! {
+            @fn $f $crate::generic::tile::products::<$simd, $multiply, $activation>,
+            (tile: &[$crate::tile::Line], x: &[$activation], out: &mut [[f32; $crate::generic::LANES]])
+        }
     };
     (@attention $f:tt $simd:ty, $element:ty) => {
         $crate::kernels::AttentionKernels {
@@ -106,18 +118,18 @@ macro_rules! kernels {
             use apr_tensor::block::*;
             use $crate::{activation::{Q8, Q8K}, generic::*};
             $crate::kernels::Kernels {
-                Q4_0: kernels! { @blocks $f integer::blocks::<$simd, Q4_0> },
-                Q4_1: kernels! { @blocks $f integer::blocks::<$simd, Q4_1> },
-                Q5_0: kernels! { @blocks $f integer::blocks::<$simd, Q5_0> },
-                Q5_1: kernels! { @blocks $f integer::blocks::<$simd, Q5_1> },
-                Q8_0: kernels! { @blocks $f integer::blocks::<$simd, Q8_0> },
-                IQ4_NL: kernels! { @blocks $f integer::blocks::<$simd, IQ4_NL> },
-                Q2_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q2_K> },
-                Q3_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q3_K> },
-                Q4_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q4_K> },
-                Q5_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q5_K> },
-                Q6_K: kernels! { @superblocks $f integer::superblocks::<$simd, Q6_K> },
-                IQ4_XS: kernels! { @superblocks $f integer::superblocks::<$simd, IQ4_XS> },
+                Q4_0: kernels! { @tile $f $simd, tile::Blocks<Q4_0>, Q8 },
+                Q4_1: kernels! { @tile $f $simd, tile::Blocks<Q4_1>, Q8 },
+                Q5_0: kernels! { @tile $f $simd, tile::Blocks<Q5_0>, Q8 },
+                Q5_1: kernels! { @tile $f $simd, tile::Blocks<Q5_1>, Q8 },
+                Q8_0: kernels! { @tile $f $simd, tile::Blocks<Q8_0>, Q8 },
+                IQ4_NL: kernels! { @tile $f $simd, tile::Blocks<IQ4_NL>, Q8 },
+                Q2_K: kernels! { @tile $f $simd, tile::Superblocks<Q2_K>, Q8K },
+                Q3_K: kernels! { @tile $f $simd, tile::Superblocks<Q3_K>, Q8K },
+                Q4_K: kernels! { @tile $f $simd, tile::Superblocks<Q4_K>, Q8K },
+                Q5_K: kernels! { @tile $f $simd, tile::Superblocks<Q5_K>, Q8K },
+                Q6_K: kernels! { @tile $f $simd, tile::Superblocks<Q6_K>, Q8K },
+                IQ4_XS: kernels! { @tile $f $simd, tile::Superblocks<IQ4_XS>, Q8K },
                 dots: kernels! { @fn $f lanes::dots::<$simd, f32>, (w: &[f32], x: &[f32], out: &mut [f32]) },
                 widen_f16: kernels! { @fn $f lanes::widen_f16::<$simd>, (bytes: &[u8], out: &mut [f32]) },
                 quantize_q8_0: kernels! { @fn $f quantize::q8_0, (x: &[f32], out: &mut [Q8]) },

@@ -33,10 +33,28 @@ pub(crate) fn q8_k(x: &[f32], out: &mut [Q8K]) {
             _ => f32::NAN,
         };
         round(x, inverse, amax, &mut out.qs);
-        for (sum, qs) in out.sums.iter_mut().zip(out.qs.as_chunks::<16>().0) {
+        let mut sums = [0; 16];
+        for (sum, qs) in sums.iter_mut().zip(out.qs.as_chunks::<16>().0) {
             *sum = qs.iter().map(|&q| i16::from(q)).sum();
         }
+        out.sums_16 = paired(&sums);
+        let mut wider = [0; 8];
+        for (i, sum) in wider.iter_mut().enumerate() {
+            *sum = sums[2 * i] + sums[2 * i + 1];
+        }
+        out.sums_32 = paired(&wider);
     }
+}
+
+/// Of each four sums the first and the third, then the second and the fourth.
+#[inline(always)]
+fn paired<const N: usize, const PAIRS: usize>(sums: &[i16; N]) -> [[i16; 2]; PAIRS] {
+    let mut pairs = [[0; 2]; PAIRS];
+    for (pair, out) in pairs.iter_mut().enumerate() {
+        let first = pair / 2 * 4 + pair % 2;
+        *out = [sums[first], sums[first + 2]];
+    }
+    pairs
 }
 
 /// The largest magnitude; NaN if there is one. Magnitudes are ordered like their bits, NaNs last.

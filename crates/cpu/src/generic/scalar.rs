@@ -2,10 +2,10 @@
 
 use std::array;
 
-use apr_tensor::block::Half;
 use half::f16;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, unpack::Tiled};
+use crate::tile::Line;
 
 #[derive(Debug)]
 pub(crate) struct Scalar;
@@ -41,64 +41,115 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
-        dot(q, a)
+    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        array::from_fn(|i| a[i] * b[i])
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], _signed: bool) -> i32 {
-        let sub_blocks = q.as_chunks::<16>().0.iter().zip(a.as_chunks::<16>().0);
-        sub_blocks.zip(scales).map(|((q, a), &scale)| i32::from(scale) * dot(q, a)).sum()
+    fn load_halves(x: &[u8; 32]) -> Self::Lanes {
+        array::from_fn(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
+    }
+
+    type Words = [u32; LANES];
+
+    #[inline(always)]
+    fn load_line(x: &Line) -> Self::Words {
+        let (words, _) = x.0.as_chunks();
+        array::from_fn(|i| u32::from_le_bytes(words[i]))
     }
 
     #[inline(always)]
-    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
-        a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum()
+    fn widen_halves(x: &[u8; 32]) -> Self::Words {
+        array::from_fn(|i| u16::from_le_bytes([x[2 * i], x[2 * i + 1]]).into())
     }
 
     #[inline(always)]
-    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4] {
-        a.map(|a| Self::dot_32(q, a))
+    fn splat_word(x: i32) -> Self::Words {
+        [x as u32; LANES]
     }
 
     #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
-        a.map(|a| Self::dot_256(q, a, scales, signed))
+    fn and(x: Self::Words, mask: u32) -> Self::Words {
+        x.map(|x| x & mask)
     }
 
     #[inline(always)]
-    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4] {
-        b.map(|b| Self::dot_16(a, b))
+    fn xor(x: Self::Words, mask: u32) -> Self::Words {
+        x.map(|x| x ^ mask)
     }
 
     #[inline(always)]
-    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
-        array::from_fn(|i| nibble(qs, i) as i8 - zero)
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        array::from_fn(|i| a[i] | b[i])
     }
 
     #[inline(always)]
-    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32] {
-        let fifth = |i: usize| (high[i / 8] >> (i % 8)) & 1;
-        array::from_fn(|i| (nibble(qs, i) | fifth(i) << 4) as i8 - zero)
+    fn shl(x: Self::Words, bits: u32) -> Self::Words {
+        x.map(|x| x << bits)
     }
 
     #[inline(always)]
-    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32] {
-        array::from_fn(|i| table[usize::from(nibble(qs, i))])
+    fn shr(x: Self::Words, bits: u32) -> Self::Words {
+        x.map(|x| x >> bits)
     }
 
     #[inline(always)]
-    fn half(x: Half) -> f32 {
-        x.to_f32()
+    fn sar(x: Self::Words, bits: u32) -> Self::Words {
+        x.map(|x| (x as i32 >> bits) as u32)
     }
-}
 
-#[inline(always)]
-fn nibble(qs: &[u8; 16], i: usize) -> u8 {
-    (qs[i % 16] >> (4 * (i / 16))) & 0xf
-}
+    #[inline(always)]
+    fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
 
-#[inline(always)]
-fn dot(q: &[i8], a: &[i8]) -> i32 {
-    q.iter().zip(a).map(|(&q, &a)| i32::from(q) * i32::from(a)).sum()
+    #[inline(always)]
+    fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        array::from_fn(|i| a[i].wrapping_mul(b[i]))
+    }
+
+    #[inline(always)]
+    fn to_lanes(x: Self::Words) -> Self::Lanes {
+        x.map(|x| x as i32 as f32)
+    }
+
+    #[inline(always)]
+    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+        for (q, a) in q.iter().zip(a) {
+            for (acc, q) in acc.iter_mut().zip(q) {
+                for (q, &a) in q.to_le_bytes().into_iter().zip(a) {
+                    *acc = acc.wrapping_add((i32::from(q) * i32::from(a)) as u32);
+                }
+            }
+        }
+        acc
+    }
+
+    #[inline(always)]
+    fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words {
+        let [low, high] = a.map(i32::from);
+        let sum = |x: u32| i32::from(x as i16) * low + i32::from((x >> 16) as i16) * high;
+        array::from_fn(|i| acc[i].wrapping_add(sum(x[i]) as u32))
+    }
+
+    #[inline(always)]
+    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
+        let pair = |a: u8, b: u8| {
+            let wide = |byte: u8| u32::from(i16::from(byte as i8) as u16);
+            wide(a) | wide(b) << 16
+        };
+        let bytes = x.map(u32::to_le_bytes);
+        (bytes.map(|b| pair(b[0], b[2])), bytes.map(|b| pair(b[1], b[3])))
+    }
+
+    #[inline(always)]
+    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
+        // Bit i of the nibble goes to bit 8i: it is copied there by the term 2^(7i) of the product.
+        x.map(|x| (x >> (4 * group) & 0xf) * 0x0020_4081 & 0x0101_0101)
+    }
+
+    #[inline(always)]
+    fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
+        x.map(|x| u32::from_le_bytes(x.to_le_bytes().map(|i| table[usize::from(i & 0xf)])))
+    }
 }

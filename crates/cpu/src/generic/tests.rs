@@ -1,14 +1,18 @@
 //! Every kernel of every instruction set against its scalar twin, by bits, at lengths around those of vectors.
 //! (The twin itself is tested against the f64 reference in `tests/reference.rs`.)
 
-use apr_tensor::activation::{quantize_q8_0, quantize_q8_k};
+use apr_tensor::{
+    DType,
+    activation::{quantize_q8_0, quantize_q8_k},
+};
 use half::f16;
 
 use super::{LANES, lanes::Element, scalar};
 use crate::{
     Isa,
     activation::{Block8, Q8, Q8K},
-    kernels::{AttentionKernels, Kernels},
+    kernels::{AttentionKernels, IntegerKernel, Kernels},
+    tile::{Layout, Line},
 };
 
 const LENGTHS: [usize; 13] = [0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 64, 129, 272];
@@ -181,8 +185,93 @@ fn activations_are_rounded_as_their_definition_says() {
             let mut qs = [0; 256];
             let d = quantize_q8_k(x.as_slice().try_into().unwrap(), &mut qs);
             assert_eq!((bits(&[found.d]), found.qs), (bits(&[d]), qs), "{isa} {x:?}");
-            for (sum, qs) in found.sums.iter().zip(qs.as_chunks::<16>().0) {
-                assert_eq!(i32::from(*sum), qs.iter().map(|&q| i32::from(q)).sum::<i32>());
+            let sum =
+                |i: usize, n: usize| qs[i * n..][..n].iter().map(|&q| i16::from(q)).sum::<i16>();
+            for (pair, first) in [0, 1, 4, 5, 8, 9, 12, 13].into_iter().enumerate() {
+                assert_eq!(found.sums_16[pair], [sum(first, 16), sum(first + 2, 16)]);
+            }
+            for (pair, first) in [0, 1, 4, 5].into_iter().enumerate() {
+                assert_eq!(found.sums_32[pair], [sum(first, 32), sum(first + 2, 32)]);
+            }
+        }
+    }
+}
+
+/// A tile of 16 rows of `blocks` blocks of type `dtype`, with bytes from `byte(row, place)` and finite scales.
+fn tile(dtype: DType, blocks: usize, byte: impl Fn(usize, usize) -> u8) -> Vec<Line> {
+    let layout = Layout::of(dtype).unwrap();
+    let scales: &[usize] = match dtype {
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
+        DType::Q6_K => &[208],
+        _ => &[0],
+    };
+    let row = |row: usize| {
+        let mut bytes: Vec<u8> = (0..blocks * layout.bytes).map(|i| byte(row, i)).collect();
+        for (b, block) in bytes.chunks_exact_mut(layout.bytes).enumerate() {
+            for &at in scales {
+                let scale = f16::from_f32((row as f32 - 7.3) / (b + at + 1) as f32);
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        bytes
+    };
+    let rows: Vec<Vec<u8>> = (0..LANES).map(row).collect();
+    let mut tile = vec![Line::ZERO; layout.lines(blocks)];
+    layout.interleave(std::array::from_fn(|i| &rows[i][..]), &mut tile);
+    tile
+}
+
+/// The products of `tile` with `n` rows, the activations of which are `a(row, place)`, as the kernel makes them.
+fn products(
+    kernels: &Kernels,
+    dtype: DType,
+    tile: &[Line],
+    blocks: usize,
+    n: usize,
+    a: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let cols = blocks * dtype.block_len();
+    let x: Vec<f32> =
+        (0..n).flat_map(|n| (0..cols).map(move |i| (n, i))).map(|(n, i)| a(n, i)).collect();
+    let mut out = vec![[f32::NAN; LANES]; n];
+    match kernels.integer(dtype).unwrap() {
+        IntegerKernel::Blocks(kernel) => {
+            let mut rounded = vec![Q8::ZERO; x.len() / Q8::LEN];
+            (kernels.quantize_q8_0)(&x, &mut rounded);
+            kernel(tile, &rounded, &mut out);
+        }
+        IntegerKernel::Superblocks(kernel) => {
+            let mut rounded = vec![Q8K::ZERO; x.len() / Q8K::LEN];
+            (kernels.quantize_q8_k)(&x, &mut rounded);
+            kernel(tile, &rounded, &mut out);
+        }
+    }
+    out.into_flattened()
+}
+
+fn tiled_types() -> impl Iterator<Item = DType> {
+    DType::all().filter(|&dtype| Layout::of(dtype).is_some())
+}
+
+#[test]
+fn tile_kernels_are_their_twins_for_every_number_of_rows() {
+    for dtype in tiled_types() {
+        for blocks in [1, 3] {
+            let tile = tile(dtype, blocks, |row, i| (i * 151 + row * 89 + i * i / 7) as u8);
+            let values: Vec<Vec<f32>> =
+                (0..15).map(|n| values(n, blocks * dtype.block_len())).collect();
+            let mut alone = Vec::new();
+            for n in 1..=15 {
+                assert_twins(&format!("{dtype} against {n} rows"), |k| {
+                    products(k, dtype, &tile, blocks, n, |n, i| values[n][i])
+                });
+                let found =
+                    products(&scalar::KERNELS, dtype, &tile, blocks, n, |n, i| values[n][i]);
+                let row = &values[n - 1];
+                alone.extend(products(&scalar::KERNELS, dtype, &tile, blocks, 1, |_, i| row[i]));
+                assert_eq!(bits(&found), bits(&alone), "{dtype}: {n} rows at once");
             }
         }
     }
@@ -191,44 +280,12 @@ fn activations_are_rounded_as_their_definition_says() {
 #[test]
 fn integer_products_are_exact_at_their_extremes() {
     // Every weight, scale and activation at its largest: the sums that are nearest to overflow.
-    let block =
-        |bytes: &[u8], len: usize| -> Vec<u8> { bytes.iter().copied().cycle().take(len).collect() };
-    for (byte, a) in [(0xff, 127), (0xff, -127), (0x7f, -127), (0x80, 127), (0x00, -127)] {
-        let x = Q8 { d: 1.0, sum: 32 * i32::from(a), qs: [a; 32] };
-        let xk = Q8K { d: 1.0, sums: [16 * i16::from(a); 16], qs: [a; 256] };
-        assert_twins(&format!("{byte:#x} times {a}"), |k| {
-            let mut out = Vec::new();
-            let small = [
-                (k.Q4_0, 18),
-                (k.Q4_1, 20),
-                (k.Q5_0, 22),
-                (k.Q5_1, 24),
-                (k.Q8_0, 34),
-                (k.IQ4_NL, 18),
-            ];
-            for (kernel, len) in small {
-                let mut w = block(&[byte], len);
-                w[..2].copy_from_slice(&f16::ONE.to_le_bytes());
-                let mut y = [0.0];
-                kernel(&w, &[x], &mut y);
-                out.extend(y);
-            }
-            let large = [
-                (k.Q2_K, 84, 80),
-                (k.Q3_K, 110, 108),
-                (k.Q4_K, 144, 0),
-                (k.Q5_K, 176, 0),
-                (k.Q6_K, 210, 208),
-                (k.IQ4_XS, 136, 0),
-            ];
-            for (kernel, len, d) in large {
-                let mut w = block(&[byte], len);
-                w[d..d + 2].copy_from_slice(&f16::ONE.to_le_bytes());
-                let mut y = [0.0];
-                kernel(&w, &[xk], &mut y);
-                out.extend(y);
-            }
-            out
-        });
+    for dtype in tiled_types() {
+        for (byte, a) in [(0xff, 1.0), (0xff, -1.0), (0x7f, -1.0), (0x80, 1.0), (0x00, -1.0)] {
+            let tile = tile(dtype, 2, |_, _| byte);
+            assert_twins(&format!("{dtype}: {byte:#x} times {a}"), |k| {
+                products(k, dtype, &tile, 2, 9, |n, _| if n % 2 == 0 { a } else { -a })
+            });
+        }
     }
 }

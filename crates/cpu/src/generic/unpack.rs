@@ -1,332 +1,381 @@
-//! Blocks of weights as the integer dot product wants them: one signed byte per weight, integer scales.
+//! Tiles of each stored type as the integer dot products want them: one byte per weight, integer scales.
 //!
-//! The layouts are documented on the block types of [`apr_tensor::block`]; the loops here go over whole runs of bytes
-//! so that they compile to vector code.
+//! The layouts are documented on the block types of [`apr_tensor::block`]. Here each word stands 16 times, once for each
+//! row of a [tile](crate::tile), so what is written for one word happens to 16 rows.
 
-use apr_tensor::block::{
-    Block, Half, IQ4_NL, IQ4_VALUES, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K,
-    Q8_0,
+use apr_tensor::{
+    DType,
+    block::{
+        IQ4_NL, IQ4_VALUES, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+    },
 };
 
 use super::Simd;
+use crate::tile::{Layout, Line};
 
-/// Types of 32 weights that share a scale: weight `i` is `scale * quants[i] + min`.
-pub(crate) trait Blocks32: Block {
-    fn scale(&self) -> Half;
-    fn min(&self) -> Option<Half> {
-        None
-    }
-    fn quants<S: Simd>(&self) -> [i8; 32];
+/// A block of each of 16 rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Block<'a> {
+    words: &'a [Line],
+    pub(crate) halves: &'a [[u8; 32]],
 }
 
-/// Types of 256 weights: weight `i` is `d * scales[i / 16] * q[i] - dmin * mins[i / 16]`.
-pub(crate) trait Blocks256: Block {
-    /// Whether a `q` may be negative.
-    const SIGNED: bool;
-
-    fn scale(&self) -> Half;
-    fn min(&self) -> Option<Half> {
-        None
-    }
-    fn unpack<S: Simd>(&self) -> Quants256;
-}
-
-/// The integers of a block of 256.
-#[repr(C, align(64))]
-pub(crate) struct Quants256 {
-    pub(crate) q: [i8; 256],
-    pub(crate) scales: [i16; 16],
-    pub(crate) mins: [i16; 16],
-}
-
-impl Quants256 {
-    pub(crate) const ZERO: Self = Self { q: [0; 256], scales: [0; 16], mins: [0; 16] };
-}
-
-impl Blocks32 for Q4_0 {
+impl<'a> Block<'a> {
+    /// The blocks of a tile, of which there are `count`.
     #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
+    pub(crate) fn all(
+        tile: &'a [Line],
+        count: usize,
+        layout: &'static Layout,
+    ) -> impl Iterator<Item = Self> {
+        let (words, halves) = layout.split(tile, count);
+        let blocks = words.chunks_exact(layout.words).zip(halves.chunks_exact(layout.halves));
+        blocks.map(|(words, halves)| Self { words, halves })
     }
 
+    /// The words from number `from` on.
     #[inline(always)]
-    fn quants<S: Simd>(&self) -> [i8; 32] {
-        S::nibbles(&self.qs, 8)
-    }
-}
-
-impl Blocks32 for Q4_1 {
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn min(&self) -> Option<Half> {
-        Some(self.m)
-    }
-
-    #[inline(always)]
-    fn quants<S: Simd>(&self) -> [i8; 32] {
-        S::nibbles(&self.qs, 0)
-    }
-}
-
-impl Blocks32 for Q5_0 {
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn quants<S: Simd>(&self) -> [i8; 32] {
-        S::five_bits(&self.qs, self.qh, 16)
-    }
-}
-
-impl Blocks32 for Q5_1 {
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn min(&self) -> Option<Half> {
-        Some(self.m)
-    }
-
-    #[inline(always)]
-    fn quants<S: Simd>(&self) -> [i8; 32] {
-        S::five_bits(&self.qs, self.qh, 0)
-    }
-}
-
-impl Blocks32 for Q8_0 {
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn quants<S: Simd>(&self) -> [i8; 32] {
-        self.qs
-    }
-}
-
-impl Blocks32 for IQ4_NL {
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn quants<S: Simd>(&self) -> [i8; 32] {
-        S::lookup(&self.qs, &IQ4_VALUES)
-    }
-}
-
-impl Blocks256 for Q2_K {
-    const SIGNED: bool = false;
-
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn min(&self) -> Option<Half> {
-        Some(self.dmin)
-    }
-
-    #[inline(always)]
-    fn unpack<S: Simd>(&self) -> Quants256 {
-        let mut out = Quants256::ZERO;
-        crumbs(&self.qs, &mut out.q);
-        for i in 0..16 {
-            out.scales[i] = i16::from(self.scales[i] & 0xf);
-            out.mins[i] = i16::from(self.scales[i] >> 4);
+    fn load<S: Simd, const N: usize>(&self, from: usize) -> [S::Words; N] {
+        let mut out = [S::splat_word(0); N];
+        for (out, line) in out.iter_mut().zip(&self.words[from..from + N]) {
+            *out = S::load_line(line);
         }
         out
     }
 }
 
-impl Blocks256 for Q3_K {
-    const SIGNED: bool = true;
+/// What all types of tiles have.
+pub(crate) trait Tiled {
+    const LAYOUT: Layout;
+    /// Unpacked bytes are less than two to the power of this.
+    const BITS: u32;
+    /// What a byte is for the weight 0.
+    const ZERO: i32;
+    /// Whether the second half of a block is the (scale of the) minimum.
+    const MIN: bool;
+}
 
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
+/// Types of 32 weights that share a scale: weight `i` is `scale * (byte[i] - ZERO) + min`.
+pub(crate) trait Tiled32: Tiled {
+    /// Word `g` holds the weights `4g .. 4g + 4`.
+    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8];
+}
 
+/// Types of 256 weights, in sub-blocks: weight `i` is `d * scale * (byte[i] - ZERO) - dmin * min`.
+pub(crate) trait Tiled256: Tiled {
+    /// 16 or 32.
+    const SUB_BLOCK: usize;
+    /// Whether scales are signed bytes.
+    const SIGNED_SCALES: bool = false;
+
+    /// The weights `32j .. 32j + 32`; word `g` holds four.
+    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8];
+    /// Byte `i % 4` of word `i / 4` is the scale of sub-block `i`.
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4];
+    /// The same of the minima.
     #[inline(always)]
-    fn unpack<S: Simd>(&self) -> Quants256 {
-        let mut out = Quants256::ZERO;
-        crumbs(&self.qs, &mut out.q);
-        for (k, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (q, high) in q.iter_mut().zip(&self.hmask) {
-                *q = (*q | (((high >> k) & 1) << 2) as i8) - 4;
-            }
-        }
-        for i in 0..16 {
-            out.scales[i] = self.scale(i).into();
-        }
-        out
+    fn mins<S: Simd>(_: Block<'_>) -> [S::Words; 4] {
+        [S::splat_word(0); 4]
     }
 }
 
-/// Two-bit numbers: byte `l` of half `h` holds those of weights `128h + 32s + l`.
+const NIBBLES: u32 = 0x0f0f_0f0f;
+const CRUMBS: u32 = 0x0303_0303;
+const BITS: u32 = 0x0101_0101;
+/// What is added to the entries of [`IQ4_VALUES`] to make bytes without a sign of them.
+const IQ4_ZERO: i32 = 128;
+
+/// See [`IQ4_ZERO`].
+const IQ4_BYTES: [u8; 16] = {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = (IQ4_VALUES[i] as i32 + IQ4_ZERO) as u8;
+        i += 1;
+    }
+    bytes
+};
+
+/// The low nibbles of four words, then the high ones.
 #[inline(always)]
-fn crumbs(qs: &[u8; 64], q: &mut [i8; 256]) {
-    for (k, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (half, shift) = (k / 4, 2 * (k % 4));
-        for (q, byte) in q.iter_mut().zip(&qs[32 * half..]) {
-            *q = ((byte >> shift) & 3) as i8;
-        }
+fn nibbles<S: Simd>(words: [S::Words; 4]) -> [S::Words; 8] {
+    let mut out = [S::splat_word(0); 8];
+    for g in 0..4 {
+        out[g] = S::and(words[g], NIBBLES);
+        out[4 + g] = S::and(S::shr(words[g], 4), NIBBLES);
     }
+    out
 }
 
-impl Blocks256 for Q4_K {
-    const SIGNED: bool = false;
-
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn min(&self) -> Option<Half> {
-        Some(self.dmin)
-    }
-
-    #[inline(always)]
-    fn unpack<S: Simd>(&self) -> Quants256 {
-        let mut out = Quants256::ZERO;
-        nibble_quarters(&self.qs, &mut out.q);
-        scales_and_mins(&self.scales, &mut out);
-        out
-    }
-}
-
-impl Blocks256 for Q5_K {
-    const SIGNED: bool = false;
-
-    #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
-    }
-
-    #[inline(always)]
-    fn min(&self) -> Option<Half> {
-        Some(self.dmin)
-    }
-
-    #[inline(always)]
-    fn unpack<S: Simd>(&self) -> Quants256 {
-        let mut out = Quants256::ZERO;
-        nibble_quarters(&self.qs, &mut out.q);
-        for (k, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (q, high) in q.iter_mut().zip(&self.qh) {
-                *q |= (((high >> k) & 1) << 4) as i8;
-            }
-        }
-        scales_and_mins(&self.scales, &mut out);
-        out
-    }
-}
-
-/// Quarters of 64 weights: the low nibbles of 32 bytes, then the high ones.
+/// The same, with a fifth bit each: bit `i` of `high` is that of weight `i`.
 #[inline(always)]
-fn nibble_quarters(qs: &[u8; 128], q: &mut [i8; 256]) {
-    for (bytes, q) in qs.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<64>().0) {
-        for i in 0..32 {
-            q[i] = (bytes[i] & 0xf) as i8;
-            q[32 + i] = (bytes[i] >> 4) as i8;
-        }
+fn five_bits<S: Simd>(high: S::Words, words: [S::Words; 4]) -> [S::Words; 8] {
+    let mut out = nibbles::<S>(words);
+    for (g, out) in out.iter_mut().enumerate() {
+        *out = S::or(*out, S::shl(S::spread_bits(high, g), 4));
     }
+    out
 }
 
-/// The eight 6-bit scales and minima of Q4_K and Q5_K, four at a time in a word; see [`apr_tensor::block::scale_min`].
+/// The same looked up.
 #[inline(always)]
-fn scales_and_mins(packed: &[u8; 12], out: &mut Quants256) {
-    const SIX: u32 = 0x3f3f_3f3f;
-    const FOUR: u32 = 0x0f0f_0f0f;
-    const TWO: u32 = 0x0303_0303;
-    let (words, _) = packed.as_chunks();
-    let word = |i: usize| u32::from_le_bytes(words[i]);
-    let (s, m, rest) = (word(0), word(1), word(2));
-    let scales = [(s & SIX).to_le_bytes(), (rest & FOUR | (s >> 6 & TWO) << 4).to_le_bytes()];
-    let mins = [(m & SIX).to_le_bytes(), (rest >> 4 & FOUR | (m >> 6 & TWO) << 4).to_le_bytes()];
-    for i in 0..16 {
-        out.scales[i] = scales.as_flattened()[i / 2].into();
-        out.mins[i] = mins.as_flattened()[i / 2].into();
+fn lookup<S: Simd>(words: [S::Words; 4]) -> [S::Words; 8] {
+    let mut out = nibbles::<S>(words);
+    for out in &mut out {
+        *out = S::lookup(*out, &IQ4_BYTES);
+    }
+    out
+}
+
+/// Bits `shift ..` of each byte of `N` words, as far as `mask` goes.
+#[inline(always)]
+fn bits<S: Simd, const N: usize>(mut words: [S::Words; N], shift: u32, mask: u32) -> [S::Words; N] {
+    for word in &mut words {
+        *word = S::and(S::shr(*word, shift), mask);
+    }
+    words
+}
+
+/// `low[g] | high[g] << shift`.
+#[inline(always)]
+fn joined<S: Simd, const N: usize>(
+    mut low: [S::Words; N],
+    high: [S::Words; N],
+    shift: u32,
+) -> [S::Words; N] {
+    for g in 0..N {
+        low[g] = S::or(low[g], S::shl(high[g], shift));
+    }
+    low
+}
+
+/// Bytes below 64 with 32 taken off. With the top bit set no byte borrows from the next.
+#[inline(always)]
+fn less_32<S: Simd>(words: S::Words) -> S::Words {
+    const TOP: u32 = 0x8080_8080;
+    let lowered = S::add_word(S::xor(words, TOP), S::splat_word(-0x2020_2020));
+    S::xor(lowered, TOP)
+}
+
+macro_rules! tiled {
+    ($($type:ident: $bits:literal bits, zero $zero:expr, min $min:literal;)*) => {$(
+        impl Tiled for $type {
+            const LAYOUT: Layout = Layout::of(DType::$type).expect("a type of blocks");
+            const BITS: u32 = $bits;
+            const ZERO: i32 = $zero;
+            const MIN: bool = $min;
+        }
+    )*};
+}
+
+tiled! {
+    Q4_0: 4 bits, zero 8, min false;
+    Q4_1: 4 bits, zero 0, min true;
+    Q5_0: 5 bits, zero 16, min false;
+    Q5_1: 5 bits, zero 0, min true;
+    Q8_0: 8 bits, zero 128, min false;
+    IQ4_NL: 8 bits, zero IQ4_ZERO, min false;
+    Q2_K: 2 bits, zero 0, min true;
+    Q3_K: 3 bits, zero 4, min false;
+    Q4_K: 4 bits, zero 0, min true;
+    Q5_K: 5 bits, zero 0, min true;
+    Q6_K: 6 bits, zero 32, min false;
+    IQ4_XS: 8 bits, zero IQ4_ZERO, min false;
+}
+
+impl Tiled32 for Q4_0 {
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
+        nibbles::<S>(block.load::<S, 4>(0))
     }
 }
 
-impl Blocks256 for Q6_K {
-    const SIGNED: bool = true;
-
+impl Tiled32 for Q4_1 {
     #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
+    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
+        nibbles::<S>(block.load::<S, 4>(0))
     }
+}
 
+impl Tiled32 for Q5_0 {
     #[inline(always)]
-    fn unpack<S: Simd>(&self) -> Quants256 {
-        let mut out = Quants256::ZERO;
-        let halves = self.ql.as_chunks::<64>().0.iter().zip(self.qh.as_chunks::<32>().0);
-        for ((low, high), q) in halves.zip(out.q.as_chunks_mut::<128>().0) {
-            for i in 0..32 {
-                let six = |low: u8, shift: u8| (low | ((high[i] >> shift) & 3) << 4) as i8 - 32;
-                q[i] = six(low[i] & 0xf, 0);
-                q[32 + i] = six(low[32 + i] & 0xf, 2);
-                q[64 + i] = six(low[i] >> 4, 4);
-                q[96 + i] = six(low[32 + i] >> 4, 6);
-            }
-        }
-        for (out, &scale) in out.scales.iter_mut().zip(&self.scales) {
-            *out = scale.into();
+    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
+        let [high] = block.load::<S, 1>(0);
+        five_bits::<S>(high, block.load::<S, 4>(1))
+    }
+}
+
+impl Tiled32 for Q5_1 {
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
+        let [high] = block.load::<S, 1>(0);
+        five_bits::<S>(high, block.load::<S, 4>(1))
+    }
+}
+
+impl Tiled32 for Q8_0 {
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
+        let mut out = block.load::<S, 8>(0);
+        for word in &mut out {
+            *word = S::xor(*word, 0x8080_8080);
         }
         out
     }
 }
 
-impl Blocks256 for IQ4_XS {
-    const SIGNED: bool = true;
+impl Tiled32 for IQ4_NL {
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
+        lookup::<S>(block.load::<S, 4>(0))
+    }
+}
+
+// Words: 4 of scales (low nibbles) and minima (high ones), 16 of quants.
+impl Tiled256 for Q2_K {
+    const SUB_BLOCK: usize = 16;
 
     #[inline(always)]
-    fn scale(&self) -> Half {
-        self.d
+    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
+        bits::<S, 8>(block.load::<S, 8>(4 + 8 * (j / 4)), 2 * (j % 4) as u32, CRUMBS)
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(&self) -> Quants256 {
-        let mut out = Quants256::ZERO;
-        for (qs, q) in self.qs.as_chunks::<16>().0.iter().zip(out.q.as_chunks_mut::<32>().0) {
-            *q = S::lookup(qs, &IQ4_VALUES);
-        }
-        for i in 0..16 {
-            out.scales[i] = self.scale(i / 2).into();
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        bits::<S, 4>(block.load::<S, 4>(0), 0, NIBBLES)
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        bits::<S, 4>(block.load::<S, 4>(0), 4, NIBBLES)
+    }
+}
+
+// Words: 8 of third bits, 16 of the lower two, 3 of scales.
+impl Tiled256 for Q3_K {
+    const SUB_BLOCK: usize = 16;
+    const SIGNED_SCALES: bool = true;
+
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
+        let low = block.load::<S, 8>(8 + 8 * (j / 4));
+        let low = bits::<S, 8>(low, 2 * (j % 4) as u32, CRUMBS);
+        let high = bits::<S, 8>(block.load::<S, 8>(0), j as u32, BITS);
+        joined::<S, 8>(low, high, 2)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        let [a, b, high] = block.load::<S, 3>(24);
+        let low = [a, b, S::shr(a, 4), S::shr(b, 4)];
+        let mut out = [S::splat_word(0); 4];
+        for i in 0..4 {
+            let high = S::shl(S::and(S::shr(high, 2 * i as u32), CRUMBS), 4);
+            out[i] = less_32::<S>(S::or(S::and(low[i], NIBBLES), high));
         }
         out
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use apr_tensor::block::scale_min;
+// Words: 3 of scales and minima, 32 of quants.
+impl Tiled256 for Q4_K {
+    const SUB_BLOCK: usize = 32;
 
-    use super::*;
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
+        bits::<S, 8>(block.load::<S, 8>(3 + 8 * (j / 2)), 4 * (j % 2) as u32, NIBBLES)
+    }
 
-    #[test]
-    fn packed_scales_are_those_of_the_block_types_definition() {
-        for seed in 0..50u32 {
-            let packed = std::array::from_fn(|i| (seed * 97 + i as u32 * 59 + 13) as u8);
-            let mut out = Quants256::ZERO;
-            scales_and_mins(&packed, &mut out);
-            for i in 0..16 {
-                let (scale, min) = scale_min(&packed, i / 2);
-                assert_eq!((out.scales[i], out.mins[i]), (scale.into(), min.into()));
-            }
+    #[inline(always)]
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        six_bits::<S>(block, 0)
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        six_bits::<S>(block, 1)
+    }
+}
+
+// Words: 3 of scales and minima, 8 of fifth bits, 32 of the lower four.
+impl Tiled256 for Q5_K {
+    const SUB_BLOCK: usize = 32;
+
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
+        let low = block.load::<S, 8>(11 + 8 * (j / 2));
+        let low = bits::<S, 8>(low, 4 * (j % 2) as u32, NIBBLES);
+        let high = bits::<S, 8>(block.load::<S, 8>(3), j as u32, BITS);
+        joined::<S, 8>(low, high, 4)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        six_bits::<S>(block, 0)
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        six_bits::<S>(block, 1)
+    }
+}
+
+/// The eight 6-bit scales (`which` 0) or minima (1) of Q4_K and Q5_K; see [`apr_tensor::block::scale_min`].
+#[inline(always)]
+fn six_bits<S: Simd>(block: Block<'_>, which: usize) -> [S::Words; 4] {
+    let [word] = block.load::<S, 1>(which);
+    let [rest] = block.load::<S, 1>(2);
+    let low = S::and(S::shr(rest, 4 * which as u32), NIBBLES);
+    let high = S::shl(S::and(S::shr(word, 6), CRUMBS), 4);
+    let none = S::splat_word(0);
+    [S::and(word, 0x3f3f_3f3f), S::or(low, high), none, none]
+}
+
+// Words: twice 16 of the lower four bits, twice 8 of the upper two, 4 of scales.
+impl Tiled256 for Q6_K {
+    const SUB_BLOCK: usize = 16;
+    const SIGNED_SCALES: bool = true;
+
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
+        let (half, part) = (j / 4, j % 4);
+        let low = block.load::<S, 8>(16 * half + 8 * (part % 2));
+        let low = bits::<S, 8>(low, 4 * (part / 2) as u32, NIBBLES);
+        let high = block.load::<S, 8>(32 + 8 * half);
+        joined::<S, 8>(low, bits::<S, 8>(high, 2 * part as u32, CRUMBS), 4)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        block.load::<S, 4>(48)
+    }
+}
+
+// Words: 1 of the lower four bits of scales, 32 of quants. The second half is the upper two bits of scales.
+impl Tiled256 for IQ4_XS {
+    const SUB_BLOCK: usize = 32;
+    const SIGNED_SCALES: bool = true;
+
+    #[inline(always)]
+    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
+        lookup::<S>(block.load::<S, 4>(1 + 4 * j))
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        let [low] = block.load::<S, 1>(0);
+        let high = S::widen_halves(&block.halves[1]);
+        let mut out = [S::splat_word(0); 4];
+        for i in 0..2 {
+            // Four nibbles to four bytes, and four crumbs.
+            let low = S::and(S::shr(low, 16 * i as u32), 0xffff);
+            let low = S::and(S::or(low, S::shl(low, 8)), 0x00ff_00ff);
+            let low = S::and(S::or(low, S::shl(low, 4)), NIBBLES);
+            let high = S::and(S::shr(high, 8 * i as u32), 0xff);
+            let high = S::and(S::or(high, S::shl(high, 12)), 0x000f_000f);
+            let high = S::and(S::or(high, S::shl(high, 6)), CRUMBS);
+            out[i] = less_32::<S>(S::or(low, S::shl(high, 4)));
         }
+        out
     }
 }

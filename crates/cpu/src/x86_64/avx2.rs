@@ -1,25 +1,40 @@
-//! AVX2 with FMA and F16C: 32 bytes at a time.
+//! AVX2 with FMA and F16C: 32 bytes at a time; with AVX-VNNI or without.
 
-use std::arch::{asm, x86_64::*};
+use std::arch::x86_64::*;
 
-use apr_tensor::block::Half;
 use half::f16;
 
-use crate::generic::{LANES, Simd};
+use crate::{
+    generic::{LANES, Simd, unpack::Tiled},
+    tile::Line,
+};
 
-/// Whether this machine can run [`KERNELS`].
+/// Whether this machine can run [`plain::KERNELS`].
 pub(crate) fn is_available() -> bool {
     is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c")
 }
 
+/// Whether this machine can run [`vnni::KERNELS`] as well.
+pub(crate) fn has_vnni() -> bool {
+    is_available() && is_x86_feature_detected!("avxvnni")
+}
+
+/// Without VNNI: what Haswell and Zen have.
+pub(crate) mod plain {
+    crate::generic::kernels! { super::Avx2<false>, "avx2,fma,f16c" }
+}
+
+/// With VNNI in the encoding for 32 bytes.
+pub(crate) mod vnni {
+    crate::generic::kernels! { super::Avx2<true>, "avx2,fma,f16c,avxvnni" }
+}
+
 #[derive(Debug)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<const VNNI: bool>;
 
-crate::generic::kernels! { Avx2, "avx2,fma,f16c" }
-
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Lanes = [__m256; 2];
 
     #[inline(always)]
@@ -38,7 +53,7 @@ impl Simd for Avx2 {
     fn load_f16(x: &[f16; LANES]) -> Self::Lanes {
         // SAFETY: as in `splat`; the array is 32 bytes.
         unsafe {
-            let halves = load(x.as_ptr().cast());
+            let halves = _mm256_loadu_si256(x.as_ptr().cast());
             let high = _mm256_extracti128_si256::<1>(halves);
             [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(high)]
         }
@@ -62,222 +77,218 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
-        // SAFETY: as in `splat`; both arrays are 32 bytes.
-        unsafe {
-            let pairs = products(load(q.as_ptr()), load(a.as_ptr()), true);
-            sum(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        }
+    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32 {
-        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds, and the scales are 32 bytes.
-        unsafe {
-            let (scales, mut acc) = (load(scales.as_ptr().cast()), _mm256_setzero_si256());
-            for i in 0..8 {
-                let pairs =
-                    products(load(q.as_ptr().add(32 * i)), load(a.as_ptr().add(32 * i)), signed);
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scale_pair(scales, i as i32)));
-            }
-            sum(acc)
-        }
+    fn load_halves(x: &[u8; 32]) -> Self::Lanes {
+        let (halves, _) = x.as_chunks::<16>();
+        // SAFETY: as in `splat`; each half of the array is 16 bytes.
+        both(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(halves[i].as_ptr().cast())) })
+    }
+
+    type Words = [__m256i; 2];
+
+    #[inline(always)]
+    fn load_line(x: &Line) -> Self::Words {
+        let (halves, _) = x.0.as_chunks::<32>();
+        // SAFETY: as in `splat`; each half of a line is 32 bytes, and aligned to as many.
+        both(|i| unsafe { _mm256_load_si256(halves[i].as_ptr().cast()) })
     }
 
     #[inline(always)]
-    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
-        // SAFETY: as in `splat`; both arrays are 32 bytes.
-        unsafe { sum(_mm256_madd_epi16(load(a.as_ptr().cast()), load(b.as_ptr().cast()))) }
+    fn widen_halves(x: &[u8; 32]) -> Self::Words {
+        let (halves, _) = x.as_chunks::<16>();
+        // SAFETY: as in `splat`; each half of the array is 16 bytes.
+        both(|i| unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(halves[i].as_ptr().cast())) })
     }
 
     #[inline(always)]
-    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4] {
-        // SAFETY: as in `splat`; all arrays are 32 bytes.
-        unsafe {
-            let (q, mut sums) = (load(q.as_ptr()), [_mm256_setzero_si256(); 4]);
-            for (sum, a) in sums.iter_mut().zip(a) {
-                *sum = _mm256_madd_epi16(products(q, load(a.as_ptr()), true), _mm256_set1_epi16(1));
-            }
-            sum4(sums)
-        }
+    fn splat_word(x: i32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        [unsafe { _mm256_set1_epi32(x) }; 2]
     }
 
     #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
-        // SAFETY: as in `splat`; 32 bytes from `32 * i` on are in bounds, and the scales are 32 bytes.
-        unsafe {
-            let (scales, mut sums) = (load(scales.as_ptr().cast()), [_mm256_setzero_si256(); 4]);
-            for i in 0..8 {
-                let (q, scale) = (load(q.as_ptr().add(32 * i)), scale_pair(scales, i as i32));
-                for (sum, a) in sums.iter_mut().zip(a) {
-                    let pairs = products(q, load(a.as_ptr().add(32 * i)), signed);
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, scale));
+    fn and(x: Self::Words, mask: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_and_si256(x[i], _mm256_set1_epi32(mask as i32)) })
+    }
+
+    #[inline(always)]
+    fn xor(x: Self::Words, mask: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_xor_si256(x[i], _mm256_set1_epi32(mask as i32)) })
+    }
+
+    #[inline(always)]
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_or_si256(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn shl(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_sll_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+    }
+
+    #[inline(always)]
+    fn shr(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_srl_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+    }
+
+    #[inline(always)]
+    fn sar(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_sra_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+    }
+
+    #[inline(always)]
+    fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_add_epi32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_mullo_epi32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn to_lanes(x: Self::Words) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_cvtepi32_ps(x[i]) })
+    }
+
+    #[inline(always)]
+    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+        // Half by half, so that the quants and sums of one half fit into the registers.
+        for i in 0..2 {
+            // SAFETY: as in `splat`; `VNNI` is that of a kernel that may use it.
+            acc[i] = unsafe {
+                match VNNI {
+                    true => dot_vnni(acc[i], q, a, i),
+                    false => dot_in_16_bits(acc[i], q, a, i, T::BITS),
                 }
-            }
-            sum4(sums)
+            };
         }
+        acc
     }
 
     #[inline(always)]
-    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4] {
-        // SAFETY: as in `splat`; all arrays are 32 bytes.
-        unsafe {
-            let (a, mut sums) = (load(a.as_ptr().cast()), [_mm256_setzero_si256(); 4]);
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = _mm256_madd_epi16(a, load(b.as_ptr().cast()));
-            }
-            sum4(sums)
-        }
-    }
-
-    #[inline(always)]
-    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
+    fn dot_pairs(acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
+        let pair = i32::from(low as u16) | i32::from(high) << 16;
         // SAFETY: as in `splat`.
-        unsafe { store(_mm256_sub_epi8(split(qs), _mm256_set1_epi8(zero))) }
+        both(|i| unsafe {
+            _mm256_add_epi32(acc[i], _mm256_madd_epi16(x[i], _mm256_set1_epi32(pair)))
+        })
     }
 
     #[inline(always)]
-    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32] {
+    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
         // SAFETY: as in `splat`.
-        unsafe {
-            let fifth = _mm256_and_si256(spread_bits(high), _mm256_set1_epi8(16));
-            let q = _mm256_or_si256(split(qs), fifth);
-            store(_mm256_sub_epi8(q, _mm256_set1_epi8(zero)))
-        }
+        let even = both(|i| unsafe { _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x[i])) });
+        // SAFETY: as in `splat`.
+        (even, both(|i| unsafe { _mm256_srai_epi16::<8>(x[i]) }))
     }
 
     #[inline(always)]
-    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32] {
+    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
+        let byte = group as i32 / 2 * 0x0101_0101;
+        let bit = 0x0804_0201 << (4 * (group as u32 % 2));
+        // SAFETY: as in `splat`.
+        both(|i| unsafe {
+            let first_of_word = _mm256_set1_epi64x(0x0404_0404_0000_0000);
+            let second_of_pair =
+                _mm256_set_epi64x(0x0808_0808_0808_0808, 0, 0x0808_0808_0808_0808, 0);
+            let words = _mm256_add_epi8(first_of_word, second_of_pair);
+            let bytes = _mm256_shuffle_epi8(x[i], _mm256_add_epi8(words, _mm256_set1_epi32(byte)));
+            let bit = _mm256_set1_epi32(bit);
+            let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+            _mm256_and_si256(is_set, _mm256_set1_epi8(1))
+        })
+    }
+
+    #[inline(always)]
+    fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
         // SAFETY: as in `splat`; the table is 16 bytes.
-        unsafe {
-            let table = _mm_loadu_si128(table.as_ptr().cast());
-            store(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), split(qs)))
+        both(|i| unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, x[i])
+        })
+    }
+}
+
+/// Both halves of a vector of [`LANES`] lanes.
+#[inline(always)]
+fn both<T>(half: impl Fn(usize) -> T) -> [T; 2] {
+    [half(0), half(1)]
+}
+
+/// Four bytes in each word.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn splat_bytes(a: &[i8; 4]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_set1_epi32(i32::from_le_bytes(a.map(|a| a as u8))) }
+}
+
+/// See [`Simd::dot`], for half `i` of the words.
+///
+/// # Safety
+/// AVX2 and AVX-VNNI.
+#[inline(always)]
+unsafe fn dot_vnni(mut acc: __m256i, q: &[[__m256i; 2]], a: &[[i8; 4]], i: usize) -> __m256i {
+    for (q, a) in q.iter().zip(a) {
+        // SAFETY: the caller's promise.
+        acc = unsafe { _mm256_dpbusd_avx_epi32(acc, q[i], splat_bytes(a)) };
+    }
+    acc
+}
+
+/// The same without VNNI: sums of two products of bytes are 16 bits wide, and so many of them are added before they are
+/// widened as can not overflow.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn dot_in_16_bits(
+    mut acc: __m256i,
+    q: &[[__m256i; 2]],
+    a: &[[i8; 4]],
+    i: usize,
+    bits: u32,
+) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let one = _mm256_set1_epi16(1);
+        if bits == 8 {
+            // Even one sum of bytes of 8 bits may be too large, so their top bits are multiplied by themselves.
+            let top = _mm256_set1_epi8(-128);
+            for (q, a) in q.iter().zip(a) {
+                let a = splat_bytes(a);
+                let low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, q[i]), a);
+                let high = _mm256_maddubs_epi16(_mm256_and_si256(top, q[i]), a);
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, one));
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(high, one));
+            }
+            return acc;
         }
-    }
-
-    #[inline(always)]
-    fn half(x: Half) -> f32 {
-        let bits: __m128i;
-        // SAFETY: as in `splat`. As an intrinsic the move becomes one into the low part of some register, often that
-        // of the sum over blocks, so that each block would wait for the sum of the last one.
-        unsafe {
-            asm!(
-                "vmovd {bits}, {half:e}",
-                bits = out(xmm_reg) bits,
-                half = in(reg) u32::from(x.to_bits()),
-                options(pure, nomem, nostack, preserves_flags),
-            );
-            _mm_cvtss_f32(_mm_cvtph_ps(bits))
+        let most = (i16::MAX as usize / (2 * 127 * ((1 << bits) - 1))).min(8);
+        for (q, a) in q.chunks(most).zip(a.chunks(most)) {
+            let mut sums = _mm256_maddubs_epi16(q[0][i], splat_bytes(&a[0]));
+            for (q, a) in q[1..].iter().zip(&a[1..]) {
+                sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(q[i], splat_bytes(a)));
+            }
+            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sums, one));
         }
-    }
-}
-
-/// # Safety
-/// AVX2, and 32 readable bytes.
-#[inline(always)]
-pub(super) unsafe fn load(bytes: *const i8) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_loadu_si256(bytes.cast()) }
-}
-
-/// Sums of two neighbouring products, in i16: at most 2 * 128 * 127, so nothing saturates. No `q` is negative
-/// unless `signed`.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn products(q: __m256i, a: __m256i, signed: bool) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match signed {
-            true => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
-            false => _mm256_maddubs_epi16(q, a),
-        }
-    }
-}
-
-/// Sixteen bytes of scale `2i`, sixteen of scale `2i + 1`. (Shuffled out of one vector: of two broadcasts the compiler
-/// takes the unpacking before them apart.)
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn scale_pair(scales: __m256i, i: i32) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let pair = _mm256_permutevar8x32_epi32(scales, _mm256_set1_epi32(i));
-        let first_then_second = _mm256_set_m128i(_mm_set1_epi16(0x0302), _mm_set1_epi16(0x0100));
-        _mm256_shuffle_epi8(pair, first_then_second)
-    }
-}
-
-/// The sum of eight integers.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-pub(super) unsafe fn sum(x: __m256i) -> i32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
-        let x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
-        let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01>(x));
-        _mm_cvtsi128_si32(x)
-    }
-}
-
-/// The sums of four times eight integers.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-pub(super) unsafe fn sum4([a, b, c, d]: [__m256i; 4]) -> [i32; 4] {
-    // SAFETY: the caller's promise; both types are 16 bytes without invalid values.
-    unsafe {
-        let halves = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-        let high = _mm256_extracti128_si256::<1>(halves);
-        std::mem::transmute(_mm_add_epi32(_mm256_castsi256_si128(halves), high))
-    }
-}
-
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn store(x: __m256i) -> [i8; 32] {
-    // SAFETY: both are 32 bytes without invalid values.
-    unsafe { std::mem::transmute(x) }
-}
-
-/// The low nibbles, then the high ones.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn split(qs: &[u8; 16]) -> __m256i {
-    // SAFETY: the caller's promise; `qs` is 16 bytes.
-    unsafe {
-        let low = _mm_loadu_si128(qs.as_ptr().cast());
-        let both = _mm256_set_m128i(_mm_srli_epi16::<4>(low), low);
-        _mm256_and_si256(both, _mm256_set1_epi8(0xf))
-    }
-}
-
-/// Byte `i` is all ones where bit `i` is set.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn spread_bits(bits: [u8; 4]) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let byte_of_bit = _mm256_set_epi64x(
-            0x0303_0303_0303_0303,
-            0x0202_0202_0202_0202,
-            0x0101_0101_0101_0101,
-            0,
-        );
-        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), byte_of_bit);
-        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-        _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit)
+        acc
     }
 }

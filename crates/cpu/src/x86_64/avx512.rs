@@ -1,14 +1,14 @@
-//! AVX-512: 16 floats in one register, and VNNI, which sums four products of bytes at once.
-//!
-//! Blocks are unpacked and scaled in 32 bytes as by [`Avx2`]: their layouts are made of runs of 16 and 32.
+//! AVX-512: 16 lanes in one register, and VNNI, which sums four products of bytes at once.
 
 use std::arch::x86_64::*;
 
-use apr_tensor::block::Half;
 use half::f16;
 
-use super::avx2::{self, Avx2};
-use crate::generic::{LANES, Simd};
+use super::avx2;
+use crate::{
+    generic::{LANES, Simd, unpack::Tiled},
+    tile::Line,
+};
 
 /// Whether this machine can run [`KERNELS`].
 pub(crate) fn is_available() -> bool {
@@ -61,65 +61,133 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot_32(q: &[i8; 32], a: &[i8; 32]) -> i32 {
-        // SAFETY: as in `splat`; both arrays are 32 bytes.
+    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn load_halves(x: &[u8; 32]) -> Self::Lanes {
+        // SAFETY: as in `splat`; the array is 32 bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    type Words = __m512i;
+
+    #[inline(always)]
+    fn load_line(x: &Line) -> Self::Words {
+        // SAFETY: as in `splat`; a line is 64 bytes and aligned to as many.
+        unsafe { _mm512_load_si512(x.0.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn widen_halves(x: &[u8; 32]) -> Self::Words {
+        // SAFETY: as in `splat`; the array is 32 bytes.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn splat_word(x: i32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn and(x: Self::Words, mask: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_and_si512(x, _mm512_set1_epi32(mask as i32)) }
+    }
+
+    #[inline(always)]
+    fn xor(x: Self::Words, mask: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_xor_si512(x, _mm512_set1_epi32(mask as i32)) }
+    }
+
+    #[inline(always)]
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn shl(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_sll_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn shr(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_srl_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn sar(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_sra_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn to_lanes(x: Self::Words) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+        for (&q, a) in q.iter().zip(a) {
+            let a = i32::from_le_bytes(a.map(|a| a as u8));
+            // SAFETY: as in `splat`.
+            acc = unsafe { _mm512_dpbusd_epi32(acc, q, _mm512_set1_epi32(a)) };
+        }
+        acc
+    }
+
+    #[inline(always)]
+    fn dot_pairs(acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
+        let pair = i32::from(low as u16) | i32::from(high) << 16;
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_dpwssd_epi32(acc, x, _mm512_set1_epi32(pair)) }
+    }
+
+    #[inline(always)]
+    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
+        // SAFETY: as in `splat`.
+        unsafe { (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)), _mm512_srai_epi16::<8>(x)) }
+    }
+
+    #[inline(always)]
+    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
+        let byte = group as i32 / 2 * 0x0101_0101;
+        let in_its_word = i128::from_le_bytes([0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]);
+        // SAFETY: as in `splat`; the cast keeps all bits.
         unsafe {
-            let (q, a) = (avx2::load(q.as_ptr()), avx2::load(a.as_ptr()));
-            let (q, a) = (_mm256_abs_epi8(q), _mm256_sign_epi8(a, q));
-            avx2::sum(_mm256_dpbusd_epi32(_mm256_setzero_si256(), q, a))
+            let words = _mm512_broadcast_i32x4(std::mem::transmute::<i128, __m128i>(in_its_word));
+            let bytes = _mm512_shuffle_epi8(x, _mm512_add_epi32(words, _mm512_set1_epi32(byte)));
+            let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (group as u32 % 2)));
+            _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(bytes, bit), 1)
         }
     }
 
     #[inline(always)]
-    fn dot_256(q: &[i8; 256], a: &[i8; 256], scales: &[i16; 16], signed: bool) -> i32 {
-        Avx2::dot_256(q, a, scales, signed)
-    }
-
-    #[inline(always)]
-    fn dot_16(a: &[i16; 16], b: &[i16; 16]) -> i32 {
-        Avx2::dot_16(a, b)
-    }
-
-    #[inline(always)]
-    fn dot_32x4(q: &[i8; 32], a: [&[i8; 32]; 4]) -> [i32; 4] {
-        // SAFETY: as in `splat`; all arrays are 32 bytes.
+    fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
+        // SAFETY: as in `splat`; the table is 16 bytes.
         unsafe {
-            let q = avx2::load(q.as_ptr());
-            let (size, mut sums) = (_mm256_abs_epi8(q), [_mm256_setzero_si256(); 4]);
-            for (sum, a) in sums.iter_mut().zip(a) {
-                *sum = _mm256_dpbusd_epi32(*sum, size, _mm256_sign_epi8(avx2::load(a.as_ptr()), q));
-            }
-            avx2::sum4(sums)
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, x)
         }
-    }
-
-    #[inline(always)]
-    fn dot_256x4(q: &[i8; 256], a: [&[i8; 256]; 4], scales: &[i16; 16], signed: bool) -> [i32; 4] {
-        Avx2::dot_256x4(q, a, scales, signed)
-    }
-
-    #[inline(always)]
-    fn dot_16x4(a: &[i16; 16], b: [&[i16; 16]; 4]) -> [i32; 4] {
-        Avx2::dot_16x4(a, b)
-    }
-
-    #[inline(always)]
-    fn nibbles(qs: &[u8; 16], zero: i8) -> [i8; 32] {
-        Avx2::nibbles(qs, zero)
-    }
-
-    #[inline(always)]
-    fn five_bits(qs: &[u8; 16], high: [u8; 4], zero: i8) -> [i8; 32] {
-        Avx2::five_bits(qs, high, zero)
-    }
-
-    #[inline(always)]
-    fn lookup(qs: &[u8; 16], table: &[i8; 16]) -> [i8; 32] {
-        Avx2::lookup(qs, table)
-    }
-
-    #[inline(always)]
-    fn half(x: Half) -> f32 {
-        Avx2::half(x)
     }
 }

@@ -1,0 +1,220 @@
+//! Sixteen rows of a quantised matrix side by side, so that each lane of a vector is a row.
+//!
+//! A block of a stored type is a run of 32-bit words and one or two 16-bit numbers. In a tile the first words of the
+//! blocks of 16 rows stand one after the other, 64 bytes: a [`Line`]. Then come their second words, and so on; block after
+//! block along the rows. The 16-bit numbers follow, half a line for each. Nothing is recoded, so a row can be had back.
+//!
+//! Sums over columns thereby become sums of lines: no lane ever needs its neighbour, and 16 results are ready at once.
+
+use std::{array, io};
+
+use apr_tensor::{DType, Stored};
+use memmap2::MmapMut;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{
+    generic::LANES,
+    pool::{Columns, Pool},
+};
+
+/// The same word of each of 16 rows, or two halves of a word.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [u8; 64]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0; 64]);
+}
+
+/// Where a stored type has its words and its 16-bit numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// Bytes of a block.
+    pub(crate) bytes: usize,
+    /// Where the words begin.
+    words_at: usize,
+    pub(crate) words: usize,
+    /// Where the 16-bit numbers begin.
+    halves_at: usize,
+    pub(crate) halves: usize,
+}
+
+impl Layout {
+    /// A block that is its 16-bit numbers, then its words.
+    const fn after(halves: usize, words: usize) -> Self {
+        Self { bytes: 2 * halves + 4 * words, words_at: 2 * halves, words, halves_at: 0, halves }
+    }
+
+    /// A block that is its words, then its 16-bit numbers.
+    const fn before(halves: usize, words: usize) -> Self {
+        Self { bytes: 2 * halves + 4 * words, words_at: 0, words, halves_at: 4 * words, halves }
+    }
+
+    /// Of the block types of [`apr_tensor::block`].
+    pub(crate) const fn of(dtype: DType) -> Option<Self> {
+        Some(match dtype {
+            DType::Q4_0 | DType::IQ4_NL => Self::after(1, 4),
+            DType::Q4_1 => Self::after(2, 4),
+            DType::Q5_0 => Self::after(1, 5),
+            DType::Q5_1 => Self::after(2, 5),
+            DType::Q8_0 => Self::after(1, 8),
+            DType::Q2_K => Self::before(2, 20),
+            DType::Q3_K => Self::before(1, 27),
+            DType::Q4_K => Self::after(2, 35),
+            DType::Q5_K => Self::after(2, 43),
+            DType::Q6_K => Self::before(1, 52),
+            DType::IQ4_XS => Self::after(2, 33),
+            _ => return None,
+        })
+    }
+
+    /// The lines of `blocks` blocks of each of 16 rows.
+    pub(crate) fn lines(&self, blocks: usize) -> usize {
+        blocks * self.words + (blocks * self.halves).div_ceil(2)
+    }
+
+    /// The words of a tile, and its 16-bit numbers.
+    #[inline(always)]
+    pub(crate) fn split<'t>(
+        &self,
+        tile: &'t [Line],
+        blocks: usize,
+    ) -> (&'t [Line], &'t [[u8; 32]]) {
+        let (words, halves) = tile.split_at(blocks * self.words);
+        (words, halves.as_bytes().as_chunks().0)
+    }
+
+    /// Puts 16 rows side by side.
+    pub(crate) fn interleave(&self, rows: [&[u8]; LANES], out: &mut [Line]) {
+        let blocks = rows[0].len() / self.bytes;
+        let (words, halves) = out.split_at_mut(blocks * self.words);
+        let halves = halves.as_mut_bytes().as_chunks_mut::<32>().0;
+        for b in 0..blocks {
+            let block = |r: usize| &rows[r][b * self.bytes..][..self.bytes];
+            let lines = &mut words[b * self.words..][..self.words];
+            for r in 0..LANES {
+                let row = block(r)[self.words_at..].as_chunks::<4>().0;
+                for (line, word) in lines.iter_mut().zip(row) {
+                    line.0[4 * r..4 * r + 4].copy_from_slice(word);
+                }
+                let row = block(r)[self.halves_at..].as_chunks::<2>().0;
+                for (line, half) in halves[b * self.halves..][..self.halves].iter_mut().zip(row) {
+                    line[2 * r..2 * r + 2].copy_from_slice(half);
+                }
+            }
+        }
+    }
+
+    /// One of the rows that were interleaved, as it was.
+    fn row(&self, tile: &[Line], row: usize, out: &mut [u8]) {
+        let blocks = out.len() / self.bytes;
+        let (words, halves) = self.split(tile, blocks);
+        for (b, out) in out.chunks_exact_mut(self.bytes).enumerate() {
+            let lines = &words[b * self.words..][..self.words];
+            for (out, line) in out[self.words_at..].as_chunks_mut::<4>().0.iter_mut().zip(lines) {
+                out.copy_from_slice(&line.0[4 * row..4 * row + 4]);
+            }
+            let lines = &halves[b * self.halves..][..self.halves];
+            for (out, line) in out[self.halves_at..].as_chunks_mut::<2>().0.iter_mut().zip(lines) {
+                out.copy_from_slice(&line[2 * row..2 * row + 2]);
+            }
+        }
+    }
+}
+
+/// A whole matrix in tiles. The last row is repeated to fill the last tile.
+#[derive(Debug)]
+pub(crate) struct Tiles {
+    lines: MmapMut,
+    layout: Layout,
+    /// Bytes of a row.
+    row_bytes: usize,
+}
+
+impl Tiles {
+    /// Reorders the rows of `stored`, on all threads, and gives the file's pages back to the system.
+    pub(crate) fn of(stored: &Stored, layout: Layout, pool: &Pool) -> io::Result<Self> {
+        /// How much of a file is read before its pages are given back.
+        const SLICE_BYTES: usize = 16 << 20;
+
+        let rows = stored.shape().rows();
+        let row_bytes = stored.bytes().len() / rows.max(1);
+        let tile = layout.lines(row_bytes / layout.bytes);
+        let tiles = rows.div_ceil(LANES);
+        // The system refuses maps of nothing.
+        let lines = MmapMut::map_anon((tiles * tile * size_of::<Line>()).max(1))?;
+        // Fewer, larger pages: weights are read from end to end for each token. It is advice.
+        #[cfg(target_os = "linux")]
+        let _ = lines.advise(memmap2::Advice::HugePage);
+        let mut all = Self { lines, layout, row_bytes };
+
+        let step = (SLICE_BYTES / (LANES * row_bytes).max(1)).max(1);
+        for first in (0..tiles).step_by(step) {
+            let here = step.min(tiles - first);
+            let slice = stored.slice_rows(first * LANES..((first + here) * LANES).min(rows));
+            let last = slice.shape().rows() - 1;
+            let columns = Columns { count: here * tile, granule: tile, cost: tile * LANES };
+            pool.fill(&mut all.lines_mut()[first * tile..][..here * tile], columns, |mut strip| {
+                let first = strip.columns().start / tile;
+                for (i, out) in strip.row(0).chunks_exact_mut(tile).enumerate() {
+                    let row = |lane: usize| slice.row_bytes(((first + i) * LANES + lane).min(last));
+                    layout.interleave(array::from_fn(row), out);
+                }
+            });
+            slice.bytes().release();
+        }
+        Ok(all)
+    }
+
+    /// Lines of a tile.
+    fn tile_len(&self) -> usize {
+        self.layout.lines(self.row_bytes / self.layout.bytes)
+    }
+
+    /// Tile number `index`.
+    pub(crate) fn tile(&self, index: usize) -> &[Line] {
+        let len = self.tile_len();
+        let bytes = index * len * size_of::<Line>()..(index + 1) * len * size_of::<Line>();
+        <[Line]>::ref_from_bytes(&self.lines[bytes]).expect("pages are aligned")
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        let len = self.lines.len() / size_of::<Line>() * size_of::<Line>();
+        <[Line]>::mut_from_bytes(&mut self.lines[..len]).expect("pages are aligned")
+    }
+
+    /// Row `row` as its file stores it.
+    pub(crate) fn row_bytes(&self, row: usize) -> Vec<u8> {
+        let mut out = vec![0; self.row_bytes];
+        self.layout.row(self.tile(row / LANES), row % LANES, &mut out);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use apr_tensor::Shape;
+
+    use super::*;
+
+    #[test]
+    fn every_row_of_every_type_comes_back_as_it_was() {
+        let pool = Pool::new(2).unwrap();
+        let types: Vec<DType> = DType::all().filter(|&t| Layout::of(t).is_some()).collect();
+        assert_eq!(types.len(), 12);
+        for dtype in types {
+            let layout = Layout::of(dtype).unwrap();
+            assert_eq!(layout.bytes, dtype.block_bytes(), "{dtype}");
+            for (rows, blocks) in [(1, 1), (16, 2), (17, 3), (40, 1)] {
+                let shape: Shape = [rows, blocks * dtype.block_len()].into();
+                let bytes: Vec<u8> =
+                    (0..rows * blocks * layout.bytes).map(|i| (i * 167 + i / 256) as u8).collect();
+                let stored = Stored::new(dtype, shape, bytes.into()).unwrap();
+                let tiles = Tiles::of(&stored, layout, &pool).unwrap();
+                for row in 0..rows {
+                    assert_eq!(tiles.row_bytes(row), stored.row_bytes(row), "{dtype} {row}");
+                }
+            }
+        }
+    }
+}
