@@ -7,12 +7,11 @@ use half::f16;
 
 use crate::{
     activation::{Q8, Q8K},
-    generic::LANES,
-    tile::Line,
+    tile::{Line, ROWS},
 };
 
-/// A tile of weights against as many rows of activations as `out` has elements: 16 products for each.
-pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[A], out: &mut [[f32; LANES]]);
+/// A tile of weights against as many rows of activations as `out` has elements: one product with each row of the tile.
+pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[A], out: &mut [[f32; ROWS]]);
 
 /// The integer kernel of a stored type, by the activations that it reads.
 #[derive(Clone, Copy, Debug)]

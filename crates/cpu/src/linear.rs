@@ -2,7 +2,7 @@
 //!
 //! The loops go over batches of token rows, then weight rows, then the token rows of the batch, so that a weight row is
 //! read from memory once per batch, and a batch of activations stays in the cache. Decode is the same code with one row. No sum
-//! crosses a batch, so no bit depends on it. Quantised weights come in [tiles](crate::tile) of 16 rows.
+//! crosses a batch, so no bit depends on it. Quantised weights come in [tiles](crate::tile) of rows.
 //!
 //! Experts are the same code with one [`Group`] of rows for each, so that weights are read once for all rows that chose them.
 
@@ -11,9 +11,9 @@ use std::{borrow::Cow, ops::Range};
 use crate::{
     Cpu, Tensor, Weight,
     activation::{Block8, Q8, Q8K},
-    generic::LANES,
     kernels::{IntegerKernel, TileKernel},
     pool::{Columns, Strip},
+    tile::ROWS,
     weight::{Part, Product},
 };
 
@@ -76,7 +76,7 @@ impl Cpu {
         }
         let n: usize = groups.iter().map(|group| group.out.len()).sum();
         let mut out = vec![0.0; n * width];
-        let columns = Columns { count: width, granule: LANES, cost: n * w.cols * LANES };
+        let columns = Columns { count: width, granule: ROWS, cost: n * w.cols * ROWS };
         self.pool.fill(&mut out, columns, |mut strip| {
             for group in groups {
                 let columns = strip.columns();
@@ -199,17 +199,17 @@ fn tiles<A: Copy>(
     kernel: TileKernel<A>,
 ) {
     let first = group.first + strip.columns().start;
-    let mut products = [[0.0; LANES]; BATCH_ROWS];
+    let mut products = [[0.0; ROWS]; BATCH_ROWS];
     batches(x, group, |x, outs| {
         let products = &mut products[..outs.len()];
         let mut row = rows.start;
         while row < rows.end {
-            let (tile, lane) = ((row - part.rows.start) / LANES, (row - part.rows.start) % LANES);
-            let count = (LANES - lane).min(rows.end - row);
+            let (tile, r) = ((row - part.rows.start) / ROWS, (row - part.rows.start) % ROWS);
+            let count = (ROWS - r).min(rows.end - row);
             part.with_tile(tile, |tile| kernel(tile, x, products));
             for (&out, products) in outs.iter().zip(&*products) {
                 let out = &mut strip.row(out)[row - first..][..count];
-                out.copy_from_slice(&products[lane..lane + count]);
+                out.copy_from_slice(&products[r..r + count]);
             }
             row += count;
         }

@@ -1,10 +1,11 @@
-//! Sixteen rows of a quantised matrix side by side, so that each lane of a vector is a row.
+//! Some rows of a quantised matrix side by side, so that each lane of a vector is a row.
 //!
 //! A block of a stored type is a run of 32-bit words and one or two 16-bit numbers. In a tile the first words of the
-//! blocks of 16 rows stand one after the other, 64 bytes: a [`Line`]. Then come their second words, and so on; block after
-//! block along the rows. The 16-bit numbers follow, half a line for each. Nothing is recoded, so a row can be had back.
+//! blocks of 32 rows stand one after the other, in two [`Line`]s. Then come their second words, and so on; block after
+//! block along the rows. The 16-bit numbers follow, a line for each. Nothing is recoded, so a row can be had back.
 //!
-//! Sums over columns thereby become sums of lines: no lane ever needs its neighbour, and 16 results are ready at once.
+//! Sums over columns thereby become sums of lines: no lane ever needs its neighbour, and 16 results are ready at once. Two lines
+//! side by side share what is loaded of the activations.
 
 use std::{array, io};
 
@@ -17,7 +18,10 @@ use crate::{
     pool::{Columns, Pool},
 };
 
-/// The same word of each of 16 rows, or two halves of a word.
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 2 * LANES;
+
+/// The same word of each of 16 rows, or a 16-bit number of each of 32.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
@@ -68,9 +72,9 @@ impl Layout {
         })
     }
 
-    /// The lines of `blocks` blocks of each of 16 rows.
+    /// The lines of a tile of `blocks` blocks a row.
     pub(crate) fn lines(&self, blocks: usize) -> usize {
-        blocks * self.words + (blocks * self.halves).div_ceil(2)
+        blocks * (2 * self.words + self.halves)
     }
 
     /// The words of a tile, and its 16-bit numbers.
@@ -79,44 +83,41 @@ impl Layout {
         &self,
         tile: &'t [Line],
         blocks: usize,
-    ) -> (&'t [Line], &'t [[u8; 32]]) {
-        let (words, halves) = tile.split_at(blocks * self.words);
-        (words, halves.as_bytes().as_chunks().0)
+    ) -> (&'t [[Line; 2]], &'t [Line]) {
+        let (words, halves) = tile.split_at(2 * blocks * self.words);
+        (words.as_chunks().0, halves)
     }
 
-    /// Puts 16 rows side by side.
-    pub(crate) fn interleave(&self, rows: [&[u8]; LANES], out: &mut [Line]) {
+    /// Puts rows side by side.
+    pub(crate) fn interleave(&self, rows: [&[u8]; ROWS], out: &mut [Line]) {
         let blocks = rows[0].len() / self.bytes;
-        let (words, halves) = out.split_at_mut(blocks * self.words);
-        let halves = halves.as_mut_bytes().as_chunks_mut::<32>().0;
-        for b in 0..blocks {
-            let block = |r: usize| &rows[r][b * self.bytes..][..self.bytes];
-            let lines = &mut words[b * self.words..][..self.words];
-            for r in 0..LANES {
-                let row = block(r)[self.words_at..].as_chunks::<4>().0;
-                for (line, word) in lines.iter_mut().zip(row) {
-                    line.0[4 * r..4 * r + 4].copy_from_slice(word);
+        let (words, halves) = out.split_at_mut(2 * blocks * self.words);
+        for (r, row) in rows.into_iter().enumerate() {
+            let words = words.as_chunks_mut::<2>().0.chunks_exact_mut(self.words);
+            let lines = words.zip(halves.chunks_exact_mut(self.halves));
+            for (block, (words, halves)) in row.chunks_exact(self.bytes).zip(lines) {
+                let row = block[self.words_at..].as_chunks::<4>().0;
+                for (lines, word) in words.iter_mut().zip(row) {
+                    lines[r / LANES].0.as_chunks_mut::<4>().0[r % LANES] = *word;
                 }
-                let row = block(r)[self.halves_at..].as_chunks::<2>().0;
-                for (line, half) in halves[b * self.halves..][..self.halves].iter_mut().zip(row) {
-                    line[2 * r..2 * r + 2].copy_from_slice(half);
+                let row = block[self.halves_at..].as_chunks::<2>().0;
+                for (line, half) in halves.iter_mut().zip(row) {
+                    line.0.as_chunks_mut::<2>().0[r] = *half;
                 }
             }
         }
     }
 
     /// One of the rows that were interleaved, as it was.
-    fn row(&self, tile: &[Line], row: usize, out: &mut [u8]) {
-        let blocks = out.len() / self.bytes;
-        let (words, halves) = self.split(tile, blocks);
-        for (b, out) in out.chunks_exact_mut(self.bytes).enumerate() {
-            let lines = &words[b * self.words..][..self.words];
-            for (out, line) in out[self.words_at..].as_chunks_mut::<4>().0.iter_mut().zip(lines) {
-                out.copy_from_slice(&line.0[4 * row..4 * row + 4]);
+    fn row(&self, tile: &[Line], r: usize, out: &mut [u8]) {
+        let (words, halves) = self.split(tile, out.len() / self.bytes);
+        let lines = words.chunks_exact(self.words).zip(halves.chunks_exact(self.halves));
+        for (out, (words, halves)) in out.chunks_exact_mut(self.bytes).zip(lines) {
+            for (out, lines) in out[self.words_at..].as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                *out = lines[r / LANES].0.as_chunks::<4>().0[r % LANES];
             }
-            let lines = &halves[b * self.halves..][..self.halves];
-            for (out, line) in out[self.halves_at..].as_chunks_mut::<2>().0.iter_mut().zip(lines) {
-                out.copy_from_slice(&line[2 * row..2 * row + 2]);
+            for (out, line) in out[self.halves_at..].as_chunks_mut::<2>().0.iter_mut().zip(halves) {
+                *out = line.0.as_chunks::<2>().0[r];
             }
         }
     }
@@ -140,7 +141,7 @@ impl Tiles {
         let rows = stored.shape().rows();
         let row_bytes = stored.bytes().len() / rows.max(1);
         let tile = layout.lines(row_bytes / layout.bytes);
-        let tiles = rows.div_ceil(LANES);
+        let tiles = rows.div_ceil(ROWS);
         // The system refuses maps of nothing.
         let lines = MmapMut::map_anon((tiles * tile * size_of::<Line>()).max(1))?;
         // Fewer, larger pages: weights are read from end to end for each token. It is advice.
@@ -148,16 +149,16 @@ impl Tiles {
         let _ = lines.advise(memmap2::Advice::HugePage);
         let mut all = Self { lines, layout, row_bytes };
 
-        let step = (SLICE_BYTES / (LANES * row_bytes).max(1)).max(1);
+        let step = (SLICE_BYTES / (ROWS * row_bytes).max(1)).max(1);
         for first in (0..tiles).step_by(step) {
             let here = step.min(tiles - first);
-            let slice = stored.slice_rows(first * LANES..((first + here) * LANES).min(rows));
+            let slice = stored.slice_rows(first * ROWS..((first + here) * ROWS).min(rows));
             let last = slice.shape().rows() - 1;
-            let columns = Columns { count: here * tile, granule: tile, cost: tile * LANES };
+            let columns = Columns { count: here * tile, granule: tile, cost: tile * ROWS };
             pool.fill(&mut all.lines_mut()[first * tile..][..here * tile], columns, |mut strip| {
                 let first = strip.columns().start / tile;
                 for (i, out) in strip.row(0).chunks_exact_mut(tile).enumerate() {
-                    let row = |lane: usize| slice.row_bytes(((first + i) * LANES + lane).min(last));
+                    let row = |r: usize| slice.row_bytes(((first + i) * ROWS + r).min(last));
                     layout.interleave(array::from_fn(row), out);
                 }
             });
@@ -186,7 +187,7 @@ impl Tiles {
     /// Row `row` as its file stores it.
     pub(crate) fn row_bytes(&self, row: usize) -> Vec<u8> {
         let mut out = vec![0; self.row_bytes];
-        self.layout.row(self.tile(row / LANES), row % LANES, &mut out);
+        self.layout.row(self.tile(row / ROWS), row % ROWS, &mut out);
         out
     }
 }
@@ -205,7 +206,7 @@ mod tests {
         for dtype in types {
             let layout = Layout::of(dtype).unwrap();
             assert_eq!(layout.bytes, dtype.block_bytes(), "{dtype}");
-            for (rows, blocks) in [(1, 1), (16, 2), (17, 3), (40, 1)] {
+            for (rows, blocks) in [(1, 1), (32, 2), (33, 3), (80, 1)] {
                 let shape: Shape = [rows, blocks * dtype.block_len()].into();
                 let bytes: Vec<u8> =
                     (0..rows * blocks * layout.bytes).map(|i| (i * 167 + i / 256) as u8).collect();

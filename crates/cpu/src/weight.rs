@@ -7,9 +7,8 @@ use apr_tensor::{Bytes, DType, Stored, block};
 
 use crate::{
     Activations, Cpu,
-    generic::LANES,
     kernels::{IntegerKernel, Kernels},
-    tile::{Layout, Line, Tiles},
+    tile::{Layout, Line, ROWS, Tiles},
 };
 
 /// The types that are multiplied as they are stored.
@@ -117,8 +116,7 @@ impl Weight {
 }
 
 impl Part {
-    /// Calls `f` with tile number `index`: 16 rows from row `16 * index` of this part on, the last one again where there are no
-    /// more.
+    /// Calls `f` with tile number `index` of this part. Where there are no more rows the last one stands again.
     pub(crate) fn with_tile<R>(&self, index: usize, f: impl FnOnce(&[Line]) -> R) -> R {
         thread_local! {
             static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
@@ -129,8 +127,8 @@ impl Part {
         };
         let layout = Layout::of(self.dtype).expect("only types of blocks are multiplied in tiles");
         let last = stored.shape().rows() - 1;
-        let row = |lane: usize| stored.row_bytes((index * LANES + lane).min(last));
-        let rows: [&[u8]; LANES] = std::array::from_fn(row);
+        let row = |r: usize| stored.row_bytes((index * ROWS + r).min(last));
+        let rows: [&[u8]; ROWS] = std::array::from_fn(row);
         SCRATCH.with_borrow_mut(|scratch| {
             let len = layout.lines(rows[0].len() / layout.bytes);
             if scratch.len() < len {

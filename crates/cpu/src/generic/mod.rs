@@ -98,7 +98,7 @@ macro_rules! kernels {
     (@tile $f:tt $simd:ty, $multiply:ty, $activation:ty) => {
         $crate::generic::kernels! {
             @fn $f $crate::generic::tile::products::<$simd, $multiply, $activation>,
-            (tile: &[$crate::tile::Line], x: &[$activation], out: &mut [[f32; $crate::generic::LANES]])
+            (tile: &[$crate::tile::Line], x: &[$activation], out: &mut [[f32; $crate::tile::ROWS]])
         }
     };
     (@attention $f:tt $simd:ty, $element:ty) => {

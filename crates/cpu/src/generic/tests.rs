@@ -12,7 +12,7 @@ use crate::{
     Isa,
     activation::{Block8, Q8, Q8K},
     kernels::{AttentionKernels, IntegerKernel, Kernels},
-    tile::{Layout, Line},
+    tile::{Layout, Line, ROWS},
 };
 
 const LENGTHS: [usize; 13] = [0, 1, 7, 8, 9, 15, 16, 17, 31, 33, 64, 129, 272];
@@ -197,7 +197,7 @@ fn activations_are_rounded_as_their_definition_says() {
     }
 }
 
-/// A tile of 16 rows of `blocks` blocks of type `dtype`, with bytes from `byte(row, place)` and finite scales.
+/// A tile of `blocks` blocks a row of type `dtype`, with bytes from `byte(row, place)` and finite scales.
 fn tile(dtype: DType, blocks: usize, byte: impl Fn(usize, usize) -> u8) -> Vec<Line> {
     let layout = Layout::of(dtype).unwrap();
     let scales: &[usize] = match dtype {
@@ -217,7 +217,7 @@ fn tile(dtype: DType, blocks: usize, byte: impl Fn(usize, usize) -> u8) -> Vec<L
         }
         bytes
     };
-    let rows: Vec<Vec<u8>> = (0..LANES).map(row).collect();
+    let rows: Vec<Vec<u8>> = (0..ROWS).map(row).collect();
     let mut tile = vec![Line::ZERO; layout.lines(blocks)];
     layout.interleave(std::array::from_fn(|i| &rows[i][..]), &mut tile);
     tile
@@ -235,7 +235,7 @@ fn products(
     let cols = blocks * dtype.block_len();
     let x: Vec<f32> =
         (0..n).flat_map(|n| (0..cols).map(move |i| (n, i))).map(|(n, i)| a(n, i)).collect();
-    let mut out = vec![[f32::NAN; LANES]; n];
+    let mut out = vec![[f32::NAN; ROWS]; n];
     match kernels.integer(dtype).unwrap() {
         IntegerKernel::Blocks(kernel) => {
             let mut rounded = vec![Q8::ZERO; x.len() / Q8::LEN];

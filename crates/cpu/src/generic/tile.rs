@@ -1,4 +1,4 @@
-//! Dot products of quantised weights, 16 rows at a time, with activations rounded to 8 bits.
+//! Dot products of quantised weights, a [tile](crate::tile) of rows at a time, with activations rounded to 8 bits.
 //!
 //! The contract, for every stored type: within a block all sums are integers, hence exact. Block after block, in
 //! ascending order and from 0, each product of two scales rounded to f32:
@@ -14,18 +14,18 @@
 //! where `q = byte - zero`, `zero * sum(a)` is taken off the integer sum.
 
 use super::{
-    LANES, Simd,
+    Simd,
     unpack::{Block, Tiled32, Tiled256},
 };
 use crate::{
     activation::{Q8, Q8K},
-    tile::Line,
+    tile::{Line, ROWS},
 };
 
-/// The products of a tile with each row of `x`, 16 for each.
+/// The products of a tile with rows of activations, one with each of its rows.
 pub(crate) trait Multiply<A> {
     /// Those of `N` rows of activations.
-    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[A]; N]) -> [[f32; LANES]; N];
+    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[A]; N]) -> [[f32; ROWS]; N];
 }
 
 /// Types with blocks of 32.
@@ -39,7 +39,7 @@ pub(crate) struct Superblocks<T>(T);
 pub(crate) fn products<S: Simd, M: Multiply<A>, A>(
     tile: &[Line],
     mut x: &[A],
-    mut out: &mut [[f32; LANES]],
+    mut out: &mut [[f32; ROWS]],
 ) {
     let Some(len) = x.len().checked_div(out.len()) else { return };
     while out.len() >= 8 {
@@ -61,9 +61,9 @@ pub(crate) fn products<S: Simd, M: Multiply<A>, A>(
 fn some<'x, 'o, S: Simd, M: Multiply<A>, A, const N: usize>(
     tile: &[Line],
     x: &'x [A],
-    out: &'o mut [[f32; LANES]],
+    out: &'o mut [[f32; ROWS]],
     len: usize,
-) -> (&'x [A], &'o mut [[f32; LANES]]) {
+) -> (&'x [A], &'o mut [[f32; ROWS]]) {
     let mut rows: [&[A]; N] = [&[]; N];
     for (n, row) in rows.iter_mut().enumerate() {
         *row = &x[n * len..][..len];
@@ -75,22 +75,27 @@ fn some<'x, 'o, S: Simd, M: Multiply<A>, A, const N: usize>(
 
 impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
     #[inline(always)]
-    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8]; N]) -> [[f32; LANES]; N] {
-        let mut acc = [S::splat(0.0); N];
+    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8]; N]) -> [[f32; ROWS]; N] {
+        let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, x[0].len(), &T::LAYOUT).enumerate() {
-            let q = T::quants::<S>(block);
-            let d = S::load_halves(&block.halves[0]);
+            let q = [T::quants::<S>(block[0]), T::quants::<S>(block[1])];
+            let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
             for n in 0..N {
                 let x = &x[n][b];
-                let sum = S::splat_word(-T::ZERO * x.sum);
-                let sum = S::dot::<T>(sum, &q, x.qs.as_chunks().0);
-                acc[n] = S::fma(S::mul(d, S::splat(x.d)), S::to_lanes(sum), acc[n]);
+                let zero = S::splat_word(-T::ZERO * x.sum);
+                for h in 0..2 {
+                    let sum = S::to_lanes(S::dot::<T>(zero, &q[h], x.qs.as_chunks().0));
+                    acc[n][h] = S::fma(S::mul(d[h], S::splat(x.d)), sum, acc[n][h]);
+                }
             }
             if T::MIN {
-                let m = S::load_halves(&block.halves[1]);
+                let m = [block[0].load_halves::<S>(1), block[1].load_halves::<S>(1)];
                 for n in 0..N {
                     let x = &x[n][b];
-                    acc[n] = S::fma(S::mul(m, S::splat(x.d)), S::splat(x.sum as f32), acc[n]);
+                    let sum = S::splat(x.sum as f32);
+                    for h in 0..2 {
+                        acc[n][h] = S::fma(S::mul(m[h], S::splat(x.d)), sum, acc[n][h]);
+                    }
                 }
             }
         }
@@ -100,52 +105,58 @@ impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
 
 impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
     #[inline(always)]
-    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8K]; N]) -> [[f32; LANES]; N] {
-        let mut acc = [S::splat(0.0); N];
+    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8K]; N]) -> [[f32; ROWS]; N] {
+        let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, x[0].len(), &T::LAYOUT).enumerate() {
-            let scales = T::scales::<S>(block);
-            let mut sums = [S::splat_word(0); N];
+            let scales = [T::scales::<S>(block[0]), T::scales::<S>(block[1])];
+            let mut sums = [[S::splat_word(0); 2]; N];
             if T::ZERO != 0 {
-                let pairs = scale_pairs::<S, T>(scales);
-                for n in 0..N {
-                    let sum = weighted::<S, T>(&pairs, &x[n][b]);
-                    sums[n] = S::mul_word(sum, S::splat_word(-T::ZERO));
+                for h in 0..2 {
+                    let pairs = scale_pairs::<S, T>(scales[h]);
+                    for n in 0..N {
+                        let sum = weighted::<S, T>(&pairs, &x[n][b]);
+                        sums[n][h] = S::mul_word(sum, S::splat_word(-T::ZERO));
+                    }
                 }
             }
             for j in 0..8 {
-                let q = T::quants::<S>(block, j);
-                if T::SUB_BLOCK == 32 {
-                    let scale = byte::<S>(scales[j / 4], j % 4, T::SIGNED_SCALES);
-                    for n in 0..N {
-                        let a = x[n][b].qs.as_chunks::<32>().0[j].as_chunks().0;
-                        let sum = S::dot::<T>(S::splat_word(0), &q, a);
-                        sums[n] = S::add_word(sums[n], S::mul_word(sum, scale));
+                let q = [T::quants::<S>(block[0], j), T::quants::<S>(block[1], j)];
+                // Of sub-blocks of 16 there are two.
+                let part = 32 / T::SUB_BLOCK;
+                let mut scale = [[S::splat_word(0); 2]; 2];
+                for h in 0..2 {
+                    for p in 0..part {
+                        let i = j * part + p;
+                        scale[h][p] = byte::<S>(scales[h][i / 4], i % 4, T::SIGNED_SCALES);
                     }
-                } else {
-                    let word = scales[j / 2];
-                    let first = byte::<S>(word, 2 * j % 4, T::SIGNED_SCALES);
-                    let second = byte::<S>(word, 2 * j % 4 + 1, T::SIGNED_SCALES);
-                    for n in 0..N {
-                        let a = x[n][b].qs.as_chunks::<32>().0[j].as_chunks().0;
-                        let sum = S::dot::<T>(S::splat_word(0), &q[..4], &a[..4]);
-                        sums[n] = S::add_word(sums[n], S::mul_word(sum, first));
-                        let sum = S::dot::<T>(S::splat_word(0), &q[4..], &a[4..]);
-                        sums[n] = S::add_word(sums[n], S::mul_word(sum, second));
+                }
+                for n in 0..N {
+                    let a: &[[i8; 4]] = x[n][b].qs.as_chunks::<32>().0[j].as_chunks().0;
+                    for h in 0..2 {
+                        let groups = q[h].chunks_exact(8 / part).zip(a.chunks_exact(8 / part));
+                        for (p, (q, a)) in groups.enumerate() {
+                            let sum = S::dot::<T>(S::splat_word(0), q, a);
+                            sums[n][h] = S::add_word(sums[n][h], S::mul_word(sum, scale[h][p]));
+                        }
                     }
                 }
             }
-            let d = S::load_halves(&block.halves[0]);
+            let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
             for n in 0..N {
-                let d = S::mul(d, S::splat(x[n][b].d));
-                acc[n] = S::fma(d, S::to_lanes(sums[n]), acc[n]);
+                for h in 0..2 {
+                    let d = S::mul(d[h], S::splat(x[n][b].d));
+                    acc[n][h] = S::fma(d, S::to_lanes(sums[n][h]), acc[n][h]);
+                }
             }
             if T::MIN {
-                let pairs = unsigned_pairs::<S, T>(T::mins::<S>(block));
-                let dmin = S::load_halves(&block.halves[1]);
-                for n in 0..N {
-                    let x = &x[n][b];
-                    let sum = S::to_lanes(weighted::<S, T>(&pairs, x));
-                    acc[n] = S::fma(S::mul(dmin, S::splat(-x.d)), sum, acc[n]);
+                for h in 0..2 {
+                    let pairs = unsigned_pairs::<S, T>(T::mins::<S>(block[h]));
+                    let dmin = block[h].load_halves::<S>(1);
+                    for n in 0..N {
+                        let x = &x[n][b];
+                        let sum = S::to_lanes(weighted::<S, T>(&pairs, x));
+                        acc[n][h] = S::fma(S::mul(dmin, S::splat(-x.d)), sum, acc[n][h]);
+                    }
                 }
             }
         }
@@ -154,10 +165,12 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
 }
 
 #[inline(always)]
-fn stored<S: Simd, const N: usize>(acc: [S::Lanes; N]) -> [[f32; LANES]; N] {
-    let mut out = [[0.0; LANES]; N];
+fn stored<S: Simd, const N: usize>(acc: [[S::Lanes; 2]; N]) -> [[f32; ROWS]; N] {
+    let mut out = [[0.0; ROWS]; N];
     for n in 0..N {
-        out[n] = S::store(acc[n]);
+        for h in 0..2 {
+            out[n].as_chunks_mut().0[h] = S::store(acc[n][h]);
+        }
     }
     out
 }

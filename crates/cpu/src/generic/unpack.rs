@@ -1,7 +1,7 @@
 //! Tiles of each stored type as the integer dot products want them: one byte per weight, integer scales.
 //!
 //! The layouts are documented on the block types of [`apr_tensor::block`]. Here each word stands 16 times, once for each
-//! row of a [tile](crate::tile), so what is written for one word happens to 16 rows.
+//! row of half a [tile](crate::tile), so what is written for one word happens to 16 rows.
 
 use apr_tensor::{
     DType,
@@ -13,34 +13,48 @@ use apr_tensor::{
 use super::Simd;
 use crate::tile::{Layout, Line};
 
-/// A block of each of 16 rows.
+/// A block of each of the 16 rows of one half of a tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
-    words: &'a [Line],
-    pub(crate) halves: &'a [[u8; 32]],
+    words: &'a [[Line; 2]],
+    halves: &'a [Line],
+    half: usize,
 }
 
 impl<'a> Block<'a> {
-    /// The blocks of a tile, of which there are `count`.
+    /// The blocks of both halves of a tile, of which there are `count` each.
     #[inline(always)]
     pub(crate) fn all(
         tile: &'a [Line],
         count: usize,
         layout: &'static Layout,
-    ) -> impl Iterator<Item = Self> {
+    ) -> impl Iterator<Item = [Self; 2]> {
         let (words, halves) = layout.split(tile, count);
         let blocks = words.chunks_exact(layout.words).zip(halves.chunks_exact(layout.halves));
-        blocks.map(|(words, halves)| Self { words, halves })
+        blocks.map(|(words, halves)| {
+            [Self { words, halves, half: 0 }, Self { words, halves, half: 1 }]
+        })
     }
 
     /// The words from number `from` on.
     #[inline(always)]
     fn load<S: Simd, const N: usize>(&self, from: usize) -> [S::Words; N] {
         let mut out = [S::splat_word(0); N];
-        for (out, line) in out.iter_mut().zip(&self.words[from..from + N]) {
-            *out = S::load_line(line);
+        for (out, lines) in out.iter_mut().zip(&self.words[from..from + N]) {
+            *out = S::load_line(&lines[self.half]);
         }
         out
+    }
+
+    /// 16-bit number `i`, as a half-precision number.
+    #[inline(always)]
+    pub(crate) fn load_halves<S: Simd>(&self, i: usize) -> S::Lanes {
+        S::load_halves(self.half(i))
+    }
+
+    #[inline(always)]
+    fn half(&self, i: usize) -> &'a [u8; 32] {
+        &self.halves[i].0.as_chunks().0[self.half]
     }
 }
 
@@ -364,7 +378,7 @@ impl Tiled256 for IQ4_XS {
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
         let [low] = block.load::<S, 1>(0);
-        let high = S::widen_halves(&block.halves[1]);
+        let high = S::widen_halves(block.half(1));
         let mut out = [S::splat_word(0); 4];
         for i in 0..2 {
             // Four nibbles to four bytes, and four crumbs.
