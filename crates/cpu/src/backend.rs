@@ -272,7 +272,7 @@ impl Part {
         match self.product {
             Product::Integer(IntegerKernel::Blocks(_)) => DType::Q8_0.name(),
             Product::Integer(IntegerKernel::Superblocks(_)) => DType::Q8_K.name(),
-            Product::Float => DType::F32.name(),
+            Product::Float(_) => DType::F32.name(),
         }
     }
 }

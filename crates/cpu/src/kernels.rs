@@ -13,6 +13,10 @@ use crate::{
 /// A tile of weights against as many rows of activations as `out` has elements: one product with each row of the tile.
 pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[A], out: &mut [[f32; ROWS]]);
 
+/// At most [`ROWS`] rows of weights of `cols` elements against as many rows of activations as `out` has elements.
+pub(crate) type FloatKernel =
+    fn(weights: &[u8], activations: &[f32], cols: usize, out: &mut [[f32; ROWS]]);
+
 /// The integer kernel of a stored type, by the activations that it reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum IntegerKernel {
@@ -47,7 +51,9 @@ pub(crate) struct Kernels {
     pub(crate) Q5_K: TileKernel<Q8K>,
     pub(crate) Q6_K: TileKernel<Q8K>,
     pub(crate) IQ4_XS: TileKernel<Q8K>,
-    pub(crate) dots: fn(weights: &[f32], activations: &[f32], out: &mut [f32]),
+    pub(crate) F32: FloatKernel,
+    pub(crate) F16: FloatKernel,
+    pub(crate) BF16: FloatKernel,
     pub(crate) widen_f16: fn(bytes: &[u8], out: &mut [f32]),
     pub(crate) quantize_q8_0: fn(x: &[f32], out: &mut [Q8]),
     pub(crate) quantize_q8_k: fn(x: &[f32], out: &mut [Q8K]),
@@ -59,6 +65,16 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
+    /// The kernel for float weights of type `dtype`; `None` if they are to be widened to f32 first.
+    pub(crate) fn float(&self, dtype: DType) -> Option<FloatKernel> {
+        Some(match dtype {
+            DType::F32 => self.F32,
+            DType::F16 => self.F16,
+            DType::BF16 => self.BF16,
+            _ => return None,
+        })
+    }
+
     /// The integer kernel for weights of type `dtype`; `None` if they are multiplied as f32.
     pub(crate) fn integer(&self, dtype: DType) -> Option<IntegerKernel> {
         use IntegerKernel::{Blocks, Superblocks};

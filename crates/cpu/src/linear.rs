@@ -11,17 +11,17 @@ use std::{borrow::Cow, ops::Range};
 use crate::{
     Cpu, Tensor, Weight,
     activation::{Block8, Q8, Q8K},
-    kernels::{IntegerKernel, TileKernel},
+    kernels::IntegerKernel,
     pool::{Columns, Strip},
     tile::ROWS,
     weight::{Part, Product},
 };
 
 /// The most token rows in a batch.
-const BATCH_ROWS: usize = 64;
+const BATCH_ROWS: usize = 128;
 
-/// The most bytes of activations in a batch: part of a core's second-level cache.
-const BATCH_BYTES: usize = 256 << 10;
+/// The most bytes of activations in a batch: half of a core's second-level cache.
+const BATCH_BYTES: usize = 512 << 10;
 
 /// Rows of activations that meet the same rows of weights.
 struct Group<'a> {
@@ -99,7 +99,7 @@ impl Cpu {
             Product::Integer(IntegerKernel::Superblocks(_)) => {
                 x.rounded.q8_k.get_or_init(|| self.round(x, self.kernels.quantize_q8_k));
             }
-            Product::Float => {}
+            Product::Float(_) => {}
         }
     }
 
@@ -126,25 +126,20 @@ impl Cpu {
         match part.product {
             Product::Integer(IntegerKernel::Blocks(kernel)) => {
                 let x = Rows::of(x.rounded.q8_0.get().expect("rounded before"), cols / Q8::LEN);
-                tiles(x, group, part, rows, strip, kernel);
+                tiles(x, group, part, rows, strip, |tile, x, out| {
+                    part.with_tile(tile, |tile| kernel(tile, x, out))
+                });
             }
             Product::Integer(IntegerKernel::Superblocks(kernel)) => {
                 let x = Rows::of(x.rounded.q8_k.get().expect("rounded before"), cols / Q8K::LEN);
-                tiles(x, group, part, rows, strip, kernel);
+                tiles(x, group, part, rows, strip, |tile, x, out| {
+                    part.with_tile(tile, |tile| kernel(tile, x, out))
+                });
             }
-            Product::Float => {
-                let mut wide = vec![0.0; cols];
-                let mut column = [0.0; BATCH_ROWS];
-                let first = group.first + strip.columns().start;
-                batches(Rows::of(x.values(), cols), group, |x, outs| {
-                    let column = &mut column[..outs.len()];
-                    for row in rows.clone() {
-                        part.widen(row, self.kernels, &mut wide);
-                        (self.kernels.dots)(&wide, x, column);
-                        for (&out, &y) in outs.iter().zip(&*column) {
-                            strip.row(out)[row - first] = y;
-                        }
-                    }
+            Product::Float(kernel) => {
+                let x = Rows::of(x.values(), cols);
+                tiles(x, group, part, rows, strip, |tile, x, out| {
+                    part.with_floats(tile, self.kernels, |w| kernel(w, x, cols, out))
                 });
             }
         }
@@ -180,38 +175,35 @@ impl<'a, A: Copy> Rows<'a, A> {
     }
 }
 
-/// Calls `multiply` with each batch of the activations of `group` and the rows of the output that they make.
-fn batches<A: Copy>(x: Rows<'_, A>, group: &Group<'_>, mut multiply: impl FnMut(&[A], &[usize])) {
-    let batch = (BATCH_BYTES / (x.len * size_of::<A>()).max(1)).clamp(1, BATCH_ROWS);
-    for (of, outs) in group.x.chunks(batch).zip(group.out.chunks(batch)) {
-        multiply(&x.pick(of), outs);
-    }
-}
-
-/// Multiplies the rows `rows` of the matrix, which are in `part`, tile by tile. Of a tile at an edge some products are not
-/// asked for.
+/// Multiplies the rows `rows` of the matrix, which are in `part`, with the activations of `group`: batch by batch, and in
+/// each batch tile by tile.
+///
+/// `multiply` gets the number of a tile, a batch, and room for the products of each row of that with the tile's rows. Of a tile
+/// at an edge some are not wanted.
 fn tiles<A: Copy>(
     x: Rows<'_, A>,
     group: &Group<'_>,
     part: &Part,
     rows: Range<usize>,
     strip: &mut Strip<'_, f32>,
-    kernel: TileKernel<A>,
+    multiply: impl Fn(usize, &[A], &mut [[f32; ROWS]]),
 ) {
     let first = group.first + strip.columns().start;
+    let batch = (BATCH_BYTES / (x.len * size_of::<A>()).max(1)).clamp(1, BATCH_ROWS);
     let mut products = [[0.0; ROWS]; BATCH_ROWS];
-    batches(x, group, |x, outs| {
+    for (of, outs) in group.x.chunks(batch).zip(group.out.chunks(batch)) {
+        let x = x.pick(of);
         let products = &mut products[..outs.len()];
         let mut row = rows.start;
         while row < rows.end {
             let (tile, r) = ((row - part.rows.start) / ROWS, (row - part.rows.start) % ROWS);
             let count = (ROWS - r).min(rows.end - row);
-            part.with_tile(tile, |tile| kernel(tile, x, products));
+            multiply(tile, &x, products);
             for (&out, products) in outs.iter().zip(&*products) {
                 let out = &mut strip.row(out)[row - first..][..count];
                 out.copy_from_slice(&products[r..r + count]);
             }
             row += count;
         }
-    });
+    }
 }

@@ -4,10 +4,11 @@ use std::{cell::RefCell, ops::Range};
 
 use apr_model::{Error, Result};
 use apr_tensor::{Bytes, DType, Stored, block};
+use zerocopy::IntoBytes;
 
 use crate::{
     Activations, Cpu,
-    kernels::{IntegerKernel, Kernels},
+    kernels::{FloatKernel, IntegerKernel, Kernels},
     tile::{Layout, Line, ROWS, Tiles},
 };
 
@@ -71,8 +72,8 @@ enum Form {
 pub(crate) enum Product {
     /// In tiles, with activations rounded to 8 bits.
     Integer(IntegerKernel),
-    /// Widened to f32, with activations as they are.
-    Float,
+    /// Row after row, with activations as they are.
+    Float(FloatKernel),
 }
 
 impl Weight {
@@ -89,7 +90,7 @@ impl Weight {
             weight.rows = rows.end;
             let product = match (cpu.activations, cpu.kernels.integer(dtype)) {
                 (Activations::Native, Some(kernel)) => Product::Integer(kernel),
-                _ => Product::Float,
+                _ => Product::Float(cpu.kernels.float(dtype).unwrap_or(cpu.kernels.F32)),
             };
             let form = match (product, Layout::of(dtype)) {
                 (Product::Integer(_), Some(layout)) if cpu.repack => {
@@ -121,6 +122,7 @@ impl Part {
         thread_local! {
             static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
         }
+
         let stored = match &self.form {
             Form::Tiles(tiles) => return f(tiles.tile(index)),
             Form::Stored(stored) => stored,
@@ -136,6 +138,38 @@ impl Part {
             }
             layout.interleave(rows, &mut scratch[..len]);
             f(&scratch[..len])
+        })
+    }
+
+    /// Calls `f` with the rows of tile number `index` of this part, one after the other, in a type of floats.
+    pub(crate) fn with_floats<R>(
+        &self,
+        index: usize,
+        kernels: &Kernels,
+        f: impl FnOnce(&[u8]) -> R,
+    ) -> R {
+        thread_local! {
+            static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        }
+
+        let Form::Stored(stored) = &self.form else { unreachable!("floats are not put in tiles") };
+        let rows = index * ROWS..((index + 1) * ROWS).min(stored.shape().rows());
+        let row_bytes = stored.bytes().len() / stored.shape().rows();
+        if kernels.float(self.dtype).is_some() {
+            return f(&stored.bytes()[rows.start * row_bytes..rows.end * row_bytes]);
+        }
+        let cols = stored.shape().cols();
+        SCRATCH.with_borrow_mut(|scratch| {
+            if scratch.len() < rows.len() * cols {
+                scratch.resize(rows.len() * cols, 0.0);
+            }
+            let wide = &mut scratch[..rows.len() * cols];
+            for (row, out) in rows.zip(wide.chunks_exact_mut(cols)) {
+                stored
+                    .dequantize_row(row, out)
+                    .expect("types that cannot be read are refused on load");
+            }
+            f(wide.as_bytes())
         })
     }
 

@@ -24,6 +24,7 @@ crate::generic::kernels! { Neon, "neon" }
 
 impl Simd for Neon {
     type Lanes = [float32x4_t; 4];
+    const HAS_24_SUMS: bool = false;
 
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
@@ -69,6 +70,21 @@ impl Simd for Neon {
             a[i] = unsafe { vmulq_f32(a[i], b[i]) };
         }
         a
+    }
+
+    #[inline(always)]
+    fn sum(x: Self::Lanes) -> f32 {
+        Scalar::sum(Self::store(x))
+    }
+
+    #[inline(always)]
+    fn load_f32(x: &[u8; 64]) -> Self::Lanes {
+        Self::load(&Scalar::load_f32(x))
+    }
+
+    #[inline(always)]
+    fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
+        Self::load(&Scalar::load_bf16(x))
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod exp;
+pub(crate) mod float;
 pub(crate) mod lanes;
 pub(crate) mod norm;
 pub(crate) mod quantize;
@@ -34,6 +35,8 @@ use crate::tile::Line;
 pub(crate) trait Simd {
     /// [`LANES`] floats.
     type Lanes: Copy;
+    /// Whether there are registers for 24 sums of [`LANES`] lanes; if not there are for six.
+    const HAS_24_SUMS: bool;
 
     fn splat(x: f32) -> Self::Lanes;
     fn load(x: &[f32; LANES]) -> Self::Lanes;
@@ -43,6 +46,12 @@ pub(crate) trait Simd {
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
     fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// The tree of [`lanes::sum`].
+    fn sum(x: Self::Lanes) -> f32;
+    /// Little-endian floats.
+    fn load_f32(x: &[u8; 64]) -> Self::Lanes;
+    /// Little-endian upper halves of floats.
+    fn load_bf16(x: &[u8; 32]) -> Self::Lanes;
     /// Little-endian half-precision numbers, exactly.
     fn load_halves(x: &[u8; 32]) -> Self::Lanes;
 
@@ -101,6 +110,12 @@ macro_rules! kernels {
             (tile: &[$crate::tile::Line], x: &[$activation], out: &mut [[f32; $crate::tile::ROWS]])
         }
     };
+    (@float $f:tt $simd:ty, $float:ty) => {
+        $crate::generic::kernels! {
+            @fn $f $crate::generic::float::products::<$simd, $float>,
+            (w: &[u8], x: &[f32], cols: usize, out: &mut [[f32; $crate::tile::ROWS]])
+        }
+    };
     (@attention $f:tt $simd:ty, $element:ty) => {
         $crate::kernels::AttentionKernels {
             scores: $crate::generic::kernels! {
@@ -130,7 +145,9 @@ macro_rules! kernels {
                 Q5_K: kernels! { @tile $f $simd, tile::Superblocks<Q5_K>, Q8K },
                 Q6_K: kernels! { @tile $f $simd, tile::Superblocks<Q6_K>, Q8K },
                 IQ4_XS: kernels! { @tile $f $simd, tile::Superblocks<IQ4_XS>, Q8K },
-                dots: kernels! { @fn $f lanes::dots::<$simd, f32>, (w: &[f32], x: &[f32], out: &mut [f32]) },
+                F32: kernels! { @float $f $simd, float::F32 },
+                F16: kernels! { @float $f $simd, float::F16 },
+                BF16: kernels! { @float $f $simd, float::BF16 },
                 widen_f16: kernels! { @fn $f lanes::widen_f16::<$simd>, (bytes: &[u8], out: &mut [f32]) },
                 quantize_q8_0: kernels! { @fn $f quantize::q8_0, (x: &[f32], out: &mut [Q8]) },
                 quantize_q8_k: kernels! { @fn $f quantize::q8_k, (x: &[f32], out: &mut [Q8K]) },

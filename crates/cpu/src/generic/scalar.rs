@@ -4,7 +4,7 @@ use std::array;
 
 use half::f16;
 
-use super::{LANES, Simd, unpack::Tiled};
+use super::{LANES, Simd, lanes, unpack::Tiled};
 use crate::tile::Line;
 
 #[derive(Debug)]
@@ -14,6 +14,7 @@ super::kernels! { Scalar }
 
 impl Simd for Scalar {
     type Lanes = [f32; LANES];
+    const HAS_24_SUMS: bool = false;
 
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
@@ -43,6 +44,22 @@ impl Simd for Scalar {
     #[inline(always)]
     fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn sum(x: Self::Lanes) -> f32 {
+        lanes::sum(x)
+    }
+
+    #[inline(always)]
+    fn load_f32(x: &[u8; 64]) -> Self::Lanes {
+        let (floats, _) = x.as_chunks();
+        array::from_fn(|i| f32::from_le_bytes(floats[i]))
+    }
+
+    #[inline(always)]
+    fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
+        Self::widen_halves(x).map(|x| f32::from_bits(x << 16))
     }
 
     #[inline(always)]

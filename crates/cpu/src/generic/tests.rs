@@ -73,34 +73,58 @@ fn float_kernels_are_their_twins_at_every_length() {
             (k.rms_norm)(&x, &w, 1e-5, &mut out);
             out
         });
-        for rows in [1, 3, 4, 5, 9] {
-            let x = values(3, rows * len);
-            assert_twins(&format!("{rows} dots of {len}"), |k| {
-                let mut out = vec![f32::NAN; rows];
-                (k.dots)(&w, &x, &mut out);
-                out
-            });
+    }
+}
+
+/// Weights `[rows, len]` in a type of floats, and the numbers that they are.
+fn weights(dtype: DType, rows: usize, len: usize) -> (Vec<u8>, Vec<f32>) {
+    let w = values(4, rows * len);
+    match dtype {
+        DType::F16 => {
+            let halves = halves(&w);
+            let bytes = halves.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (bytes, halves.iter().map(|x| x.to_f32()).collect())
         }
+        DType::BF16 => {
+            let bytes = w.iter().flat_map(|x| x.to_le_bytes()[2..].to_vec()).collect();
+            (bytes, w.iter().map(|x| f32::from_bits(x.to_bits() >> 16 << 16)).collect())
+        }
+        _ => (w.iter().flat_map(|x| x.to_le_bytes()).collect(), w),
     }
 }
 
 #[test]
-fn a_dot_product_is_lanes_then_a_tree() {
-    for len in LENGTHS {
-        let (w, x) = (values(4, len), values(5, len));
-        let mut lanes = [0f32; LANES];
-        for (i, (w, x)) in w.iter().zip(&x).enumerate() {
-            lanes[i % LANES] = x.mul_add(*w, lanes[i % LANES]);
-        }
-        for width in [8, 4, 2, 1] {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
+fn a_product_of_floats_is_lanes_then_a_tree_for_any_number_of_rows() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for len in LENGTHS.into_iter().filter(|&len| len > 0) {
+            for (rows, n) in [(1, 1), (2, 3), (3, 6), (4, 7), (5, 13), (ROWS, 2)] {
+                let (bytes, w) = weights(dtype, rows, len);
+                let x = values(5, n * len);
+                let dot = |r: usize, n: usize| {
+                    let mut lanes = [0f32; LANES];
+                    for i in 0..len {
+                        let (w, x) = (w[r * len + i], x[n * len + i]);
+                        lanes[i % LANES] = w.mul_add(x, lanes[i % LANES]);
+                    }
+                    for width in [8, 4, 2, 1] {
+                        for i in 0..width {
+                            lanes[i] += lanes[i + width];
+                        }
+                    }
+                    lanes[0]
+                };
+                for isa in Isa::available() {
+                    let kernel = isa.kernels().unwrap().float(dtype).unwrap();
+                    let mut out = vec![[f32::NAN; ROWS]; n];
+                    kernel(&bytes, &x, len, &mut out);
+                    for (n, out) in out.iter().enumerate() {
+                        let expected: Vec<f32> = (0..rows).map(|r| dot(r, n)).collect();
+                        let found = &out[..rows];
+                        assert_eq!(bits(found), bits(&expected), "{dtype} {isa} {rows} {n} {len}");
+                        assert!(out[rows..].iter().all(|x| x.is_nan()), "{isa}: too many rows");
+                    }
+                }
             }
-        }
-        for isa in Isa::available() {
-            let mut out = [f32::NAN];
-            (isa.kernels().unwrap().dots)(&w, &x, &mut out);
-            assert_eq!(out, [lanes[0]], "{isa}, {len}");
         }
     }
 }

@@ -36,6 +36,7 @@ pub(crate) struct Avx2<const VNNI: bool>;
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Lanes = [__m256; 2];
+    const HAS_24_SUMS: bool = false;
 
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
@@ -80,6 +81,26 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         // SAFETY: as in `splat`.
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sum([low, high]: Self::Lanes) -> f32 {
+        // SAFETY: as in `splat`.
+        unsafe { sum(low, high) }
+    }
+
+    #[inline(always)]
+    fn load_f32(x: &[u8; 64]) -> Self::Lanes {
+        let (halves, _) = x.as_chunks::<32>();
+        // SAFETY: as in `splat`; each half of the array is 32 bytes.
+        both(|i| unsafe { _mm256_loadu_ps(halves[i].as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
+        let words = Self::widen_halves(x);
+        // SAFETY: as in `splat`.
+        both(|i| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[i])) })
     }
 
     #[inline(always)]
@@ -228,6 +249,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 #[inline(always)]
 fn both<T>(half: impl Fn(usize) -> T) -> [T; 2] {
     [half(0), half(1)]
+}
+
+/// The tree of [`lanes::sum`](crate::generic::lanes::sum) over the low eight lanes and the high ones.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+pub(super) unsafe fn sum(low: __m256, high: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = _mm256_add_ps(low, high);
+        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+    }
 }
 
 /// Four bytes in each word.

@@ -27,6 +27,7 @@ crate::generic::kernels! { Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx5
 
 impl Simd for Avx512 {
     type Lanes = __m512;
+    const HAS_24_SUMS: bool = true;
 
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
@@ -64,6 +65,24 @@ impl Simd for Avx512 {
     fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         // SAFETY: as in `splat`.
         unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sum(x: Self::Lanes) -> f32 {
+        // SAFETY: as in `splat`.
+        unsafe { avx2::sum(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)) }
+    }
+
+    #[inline(always)]
+    fn load_f32(x: &[u8; 64]) -> Self::Lanes {
+        // SAFETY: as in `splat`; the array is 64 bytes.
+        unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(Self::widen_halves(x))) }
     }
 
     #[inline(always)]

@@ -1,0 +1,139 @@
+//! Dot products of float weights with activations as they are.
+//!
+//! The contract: element `i` goes to lane `i % LANES`, in each lane `fma` in ascending order from 0, then the tree of
+//! [`sum`](super::lanes::sum). A last group of fewer than [`LANES`] elements is filled up with zeros on both sides.
+//!
+//! Some rows of weights meet some rows of activations at a time, so that each number is loaded once for several products.
+
+use super::{LANES, Simd, lanes::padded};
+use crate::tile::ROWS;
+
+/// A stored type of floats, little-endian, widened exactly.
+pub(crate) trait Float {
+    const BYTES: usize;
+
+    /// The first [`LANES`] elements of `bytes`.
+    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes;
+}
+
+pub(crate) struct F32;
+pub(crate) struct F16;
+pub(crate) struct BF16;
+
+impl Float for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes {
+        S::load_f32(bytes.first_chunk().expect("16 elements"))
+    }
+}
+
+impl Float for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes {
+        S::load_halves(bytes.first_chunk().expect("16 elements"))
+    }
+}
+
+impl Float for BF16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes {
+        S::load_bf16(bytes.first_chunk().expect("16 elements"))
+    }
+}
+
+/// At most [`ROWS`] rows of weights, of `cols` elements each, against each row of `x`.
+#[inline(always)]
+pub(crate) fn products<S: Simd, F: Float>(
+    w: &[u8],
+    x: &[f32],
+    cols: usize,
+    out: &mut [[f32; ROWS]],
+) {
+    let rows = w.len().checked_div(cols * F::BYTES).unwrap_or(0);
+    let mut r = 0;
+    if S::HAS_24_SUMS {
+        while r + 4 <= rows {
+            rows_from::<S, F, 4, 6>(w, x, cols, r, out);
+            r += 4;
+        }
+    } else {
+        while r + 2 <= rows {
+            rows_from::<S, F, 2, 3>(w, x, cols, r, out);
+            r += 2;
+        }
+    }
+    while r < rows {
+        rows_from::<S, F, 1, 3>(w, x, cols, r, out);
+        r += 1;
+    }
+}
+
+/// `R` rows of weights, from number `r` on, against all rows of `x`: `N` at a time, then one by one.
+#[inline(always)]
+fn rows_from<S: Simd, F: Float, const R: usize, const N: usize>(
+    w: &[u8],
+    x: &[f32],
+    cols: usize,
+    r: usize,
+    out: &mut [[f32; ROWS]],
+) {
+    let mut rows: [&[u8]; R] = [&[]; R];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &w[(r + i) * cols * F::BYTES..][..cols * F::BYTES];
+    }
+    let (groups, rest) = out.as_chunks_mut::<N>();
+    for (g, out) in groups.iter_mut().enumerate() {
+        block::<S, F, R, N>(rows, &x[g * N * cols..], r, out);
+    }
+    let start = groups.len() * N;
+    for (n, out) in rest.iter_mut().enumerate() {
+        block::<S, F, R, 1>(rows, &x[(start + n) * cols..], r, std::array::from_mut(out));
+    }
+}
+
+/// `R` rows of weights against the first `N` rows of `x`.
+#[inline(always)]
+fn block<S: Simd, F: Float, const R: usize, const N: usize>(
+    w: [&[u8]; R],
+    x: &[f32],
+    r: usize,
+    out: &mut [[f32; ROWS]; N],
+) {
+    let cols = w[0].len() / F::BYTES;
+    let (whole, tail) = (cols / LANES * LANES, cols % LANES);
+    let mut acc = [[S::splat(0.0); N]; R];
+    for i in (0..whole).step_by(LANES) {
+        let mut lanes = [S::splat(0.0); R];
+        for r in 0..R {
+            lanes[r] = F::load::<S>(&w[r][i * F::BYTES..][..LANES * F::BYTES]);
+        }
+        for n in 0..N {
+            let x = S::load(x[n * cols + i..].first_chunk().expect("a row is as long as cols"));
+            for r in 0..R {
+                acc[r][n] = S::fma(lanes[r], x, acc[r][n]);
+            }
+        }
+    }
+    if tail > 0 {
+        for r in 0..R {
+            let mut bytes = [0; 4 * LANES];
+            bytes[..tail * F::BYTES].copy_from_slice(&w[r][whole * F::BYTES..]);
+            let lanes = F::load::<S>(&bytes);
+            for n in 0..N {
+                let x = S::load(&padded(&x[n * cols + whole..][..tail]));
+                acc[r][n] = S::fma(lanes, x, acc[r][n]);
+            }
+        }
+    }
+    for n in 0..N {
+        for i in 0..R {
+            out[n][r + i] = S::sum(acc[i][n]);
+        }
+    }
+}
