@@ -13,10 +13,14 @@ pub(crate) struct BackendArgs {
     /// Threads of the cpu backend [default: all cores]. Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,
-    /// Instruction set of the cpu backend: scalar, avx2, avx512 or neon [default: the best that the machine has].
+    /// Instruction set of the cpu backend: scalar, avx2, avxvnni, avx512 or neon [default: the best that the machine has].
     /// Results do not depend on it.
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<Isa>,
+    /// Leave quantised weights as the file has them instead of reordering them on load: the least memory and the
+    /// quickest start, but slower tokens. Results do not depend on it.
+    #[arg(long)]
+    pub(crate) no_repack: bool,
     /// What activations are rounded to before they meet quantised weights.
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     pub(crate) activations: ActivationsArg,
@@ -71,7 +75,7 @@ impl BackendArgs {
     /// A backend as it is without further options.
     pub(crate) fn plain(backend: BackendName) -> Self {
         let (activations, threads, isa, kv, precision) = Default::default();
-        Self { backend, threads, isa, activations, kv, precision }
+        Self { backend, threads, isa, no_repack: false, activations, kv, precision }
     }
 
     /// The backend and what is said of its arithmetic.
@@ -115,14 +119,17 @@ impl BackendArgs {
                 )
             }
         };
-        Ok(apr_cpu::CpuOptions { threads: self.threads, isa: self.isa, activations, kv })
+        let (threads, isa, no_repack) = (self.threads, self.isa, self.no_repack);
+        Ok(apr_cpu::CpuOptions { threads, isa, activations, kv, no_repack })
     }
 
     /// The reference backend's arithmetic, or why the options make no sense.
     pub(crate) fn arithmetic(&self) -> anyhow::Result<apr_reference::Arithmetic> {
         use apr_reference::Arithmetic;
-        if self.threads.is_some() || self.isa.is_some() {
-            anyhow::bail!("--threads and --isa are options of --backend cpu; leave them out");
+        if self.threads.is_some() || self.isa.is_some() || self.no_repack {
+            anyhow::bail!(
+                "--threads, --isa and --no-repack are options of --backend cpu; leave them out"
+            );
         }
         let arithmetic = match self.activations {
             ActivationsArg::Native | ActivationsArg::F32 => Arithmetic::EXACT,

@@ -42,7 +42,7 @@ fn bad_input_is_refused() {
 }
 
 #[test]
-fn bits_depend_on_the_arithmetic_but_not_on_isa_or_threads() {
+fn bits_depend_on_the_arithmetic_but_not_on_isa_threads_or_the_order_of_rows() {
     let files = ["tiny/llama/llama-F16.gguf", "pycoder-3m/pycoder-3m-Q4_K_M.gguf"];
     for file in files {
         let tokens = invariants::tokens(11);
@@ -60,9 +60,9 @@ fn bits_depend_on_the_arithmetic_but_not_on_isa_or_threads() {
                 let expected =
                     run(CpuOptions { threads: Some(1), isa: Some(Isa::Scalar), ..options });
                 for isa in Isa::available() {
-                    for threads in [1, 2, 4] {
-                        let options =
-                            CpuOptions { threads: Some(threads), isa: Some(isa), ..options };
+                    for (threads, no_repack) in [(1, true), (1, false), (2, false), (4, true)] {
+                        let (threads, isa) = (Some(threads), Some(isa));
+                        let options = CpuOptions { threads, isa, no_repack, ..options };
                         let (logits, stages) = run(options);
                         for (ours, expected) in stages.iter().zip(&expected.1) {
                             let ((step, site), _) = ours;

@@ -87,8 +87,9 @@ fn bits(cpu: &Cpu, x: &apr_cpu::Tensor) -> Vec<u32> {
 /// Every combination that must give the same bits as the first.
 fn twins(options: CpuOptions) -> impl Iterator<Item = Cpu> {
     Isa::available().flat_map(move |isa| {
-        [1, 2, 4].map(|threads| {
-            Cpu::new(CpuOptions { isa: Some(isa), threads: Some(threads), ..options }).unwrap()
+        [(1, false), (2, true), (4, false)].map(|(threads, no_repack)| {
+            let (isa, threads) = (Some(isa), Some(threads));
+            Cpu::new(CpuOptions { isa, threads, no_repack, ..options }).unwrap()
         })
     })
 }

@@ -23,7 +23,8 @@ fn the_cpu_backend_matches_in_all_its_arithmetics() {
             (Activations::F32, KvType::F16, 2),
             (Activations::F32, KvType::F32, 1),
         ] {
-            let options = CpuOptions { activations, kv, threads: Some(threads), isa: None };
+            let threads = Some(threads);
+            let options = CpuOptions { activations, kv, threads, ..CpuOptions::default() };
             let captured = Run::default().on(Cpu::new(options).unwrap(), &checkpoint);
             assert_match(&captured.audited(&checkpoint), &format!("{file}, {options:?}"));
         }
