@@ -8,5 +8,5 @@ mod config;
 mod weights;
 
 pub use config::{HeadRows, head_rows, read_config};
-pub(crate) use weights::bind;
 pub use weights::runnable_config;
+pub(crate) use weights::{Keeper, Named, bind};

@@ -7,6 +7,7 @@
 mod backend;
 mod bind;
 mod config;
+mod cost;
 mod cx;
 mod decoder;
 mod error;
@@ -22,6 +23,7 @@ mod site;
 pub use backend::*;
 pub use bind::{HeadRows, head_rows, read_config, runnable_config};
 pub use config::{Architecture, Config, MoeConfig, RopeScaling};
+pub use cost::{Cost, Costs};
 pub use cx::Cx;
 pub use error::{Error, Result};
 pub use generate::{Finish, GenerateOptions, Generated, NewToken, generate};

@@ -176,6 +176,11 @@ pub(crate) struct Named {
 }
 
 impl Named {
+    /// The tensor as the file has it, in the shape that the decoder wants.
+    pub(crate) fn in_file(&self) -> &Stored {
+        &self.original
+    }
+
     fn matrix<K: Keeper>(self, keeper: &K) -> Result<K::Matrix> {
         keeper.matrix(&[self])
     }
