@@ -27,6 +27,7 @@ mod kernels;
 mod kv;
 mod linear;
 mod pool;
+mod probe;
 mod routing;
 mod tensor;
 mod tile;
@@ -41,6 +42,7 @@ use apr_tensor::DType;
 pub use error::{Error, Result};
 pub use isa::{Isa, UnknownIsa};
 pub use kv::Kv;
+pub use probe::{Peaks, probe};
 pub use tensor::Tensor;
 pub use weight::Weight;
 
