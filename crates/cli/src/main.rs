@@ -7,6 +7,7 @@
 
 mod args;
 mod audit;
+mod bench;
 mod bisect;
 mod check;
 mod convert;
@@ -57,6 +58,8 @@ enum Command {
     Audit(audit::Args),
     /// Find the first wrong stage, tensor, key or token, and say why.
     Bisect(bisect::Args),
+    /// Measure how fast a model runs, and how near that is to this machine's limits.
+    Bench(bench::Args),
     /// Plant faults in real runs and score who finds them.
     Faultbench(faultbench::Args),
     /// Show what a model file holds.
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Bisect(args) => bisect::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Faultbench(args) => faultbench::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),

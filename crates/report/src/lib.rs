@@ -4,6 +4,7 @@
 //! the text stands in the JSON too. Nothing is computed here beyond sums for a footer, and nothing is printed.
 
 pub mod audit;
+pub mod bench;
 pub mod bisect;
 pub mod check;
 pub mod convert;
