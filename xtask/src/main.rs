@@ -1,36 +1,62 @@
-//! Project chores: `cargo xtask ci | tidy | golden`.
+//! Project chores: `cargo xtask ci | tidy | golden | synth`.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail};
+use clap::Parser;
 
 mod tidy;
 
-const USAGE: &str = "usage: cargo xtask COMMAND
-
-  ci      everything that CI checks: fmt, clippy, tidy, tests, dependencies
-  tidy    the house rules that no compiler checks
-  golden  make the fixtures and golden captures anew (needs Python, see fixtures/README.md)
-";
+/// Project chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+enum Chore {
+    /// Everything that CI checks: fmt, clippy, tidy, tests, dependencies.
+    Ci,
+    /// The house rules that no compiler checks.
+    Tidy,
+    /// Make the fixtures and golden captures anew (needs Python, see fixtures/README.md).
+    Golden,
+    /// Write a model file of random weights in the shape of a real model.
+    #[command(disable_help_flag = true)]
+    Synth {
+        /// What `synth` takes, see `cargo xtask synth --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
 
 fn main() -> ExitCode {
-    let command = std::env::args().nth(1);
-    let result = match command.as_deref() {
-        Some("ci") => ci(),
-        Some("tidy") => tidy::check(&root()),
-        Some("golden") => golden(),
-        _ => {
-            eprint!("{USAGE}");
-            return ExitCode::from(2);
-        }
+    let result = match Chore::parse() {
+        Chore::Ci => ci(),
+        Chore::Tidy => tidy::check(&root()),
+        Chore::Golden => golden(),
+        Chore::Synth { args } => return synth(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Hands over to a program of its own: it needs the workspace's crates, and the other chores must do without.
+fn synth(args: &[OsString]) -> ExitCode {
+    let manifest = root().join("Cargo.toml");
+    let mut cargo = Command::new("cargo");
+    cargo.args(["run", "--quiet", "--package", "apr-synth", "--manifest-path"]).arg(manifest);
+    match cargo.arg("--").args(args).status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        // It has said what is wrong.
+        Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
+        Err(error) => {
+            eprintln!("xtask: cargo: {error}");
             ExitCode::FAILURE
         }
     }

@@ -12,7 +12,7 @@ use apr_format::{
     apr::Apr,
     gguf::Gguf,
     safetensors::Safetensors,
-    write::{Body, Format, Writer},
+    write::{Format, Writer},
 };
 use apr_tensor::DType;
 use serde_json::json;
@@ -72,15 +72,20 @@ pub fn convert(
     settings: &Settings,
     progress: &mut dyn FnMut(Phase, u64),
 ) -> Result<Written> {
-    output.check_room(plan)?;
-    let mut run = Run { plan, settings, progress, changes: BTreeMap::new(), bytes: 0 };
-    let complete = match plan.target {
-        Target::Gguf => run.file::<Gguf>(output)?,
-        Target::Apr => run.file::<Apr>(output)?,
-        Target::Safetensors if output.is_directory() => run.directory(output)?,
-        Target::Safetensors => run.file::<Safetensors>(output)?,
-    };
-    let Run { changes, bytes, .. } = run;
+    let mut changes: BTreeMap<DType, Change> = BTreeMap::new();
+    let mut run = Run::new(plan, settings, output)?;
+    let complete = run.all(&mut |tensor, put| {
+        let change = stream(tensor, plan.importance.as_ref(), &mut |piece, of_source| {
+            put(piece)?;
+            progress(Phase::Writing, of_source);
+            Ok(())
+        })?;
+        if tensor.is_recoded() {
+            changes.entry(tensor.dtype).or_default().add(change);
+        }
+        Ok(())
+    })?;
+    let bytes = run.bytes;
     if settings.verify {
         verify(plan, complete.path(), &mut |bytes| progress(Phase::Verifying, bytes))?;
     }
@@ -88,25 +93,61 @@ pub fn convert(
     Ok(Written { bytes, changes })
 }
 
+/// Writes `plan` to `output` with weights of the caller's in place of the source's, and returns the bytes of all files.
+///
+/// `weights` is asked for the tensors in the order of the file, and hands over all bytes of each. Nothing is verified: there is
+/// nothing to compare with.
+pub fn fill(
+    plan: &Plan,
+    output: &Output,
+    settings: &Settings,
+    weights: &mut Weights<'_>,
+) -> Result<u64> {
+    let mut run = Run::new(plan, settings, output)?;
+    let complete = run.all(weights)?;
+    output.publish(complete)?;
+    Ok(run.bytes)
+}
+
+/// Who has the bytes of each tensor, and hands them over piece by piece.
+pub type Weights<'a> = dyn FnMut(&Planned, &mut Put<'_>) -> Result<()> + 'a;
+
+/// Who takes the next bytes of a tensor.
+pub type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
 struct Run<'a> {
     plan: &'a Plan,
     settings: &'a Settings,
-    progress: &'a mut dyn FnMut(Phase, u64),
-    changes: BTreeMap<DType, Change>,
+    output: &'a Output,
     bytes: u64,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(plan: &'a Plan, settings: &'a Settings, output: &'a Output) -> Result<Self> {
+        output.check_room(plan)?;
+        Ok(Self { plan, settings, output, bytes: 0 })
+    }
+
+    /// Writes everything under a temporary name.
+    fn all(&mut self, weights: &mut Weights<'_>) -> Result<Complete> {
+        match self.plan.target {
+            Target::Gguf => self.file::<Gguf>(weights),
+            Target::Apr => self.file::<Apr>(weights),
+            Target::Safetensors if self.output.is_directory() => self.directory(weights),
+            Target::Safetensors => self.file::<Safetensors>(weights),
+        }
+    }
+
     /// Writes everything into one file.
-    fn file<F: Format>(&mut self, output: &Output) -> Result<Complete> {
-        let file = output.temporary_file()?;
-        self.tensors::<F>(file.as_file(), output.path(), &self.plan.tensors)?;
+    fn file<F: Format>(&mut self, weights: &mut Weights<'_>) -> Result<Complete> {
+        let file = self.output.temporary_file()?;
+        self.tensors::<F>(file.as_file(), self.output.path(), &self.plan.tensors, weights)?;
         Ok(Complete::File(file))
     }
 
     /// Writes files of weights of a bounded size, with what else is in a Hugging Face directory.
-    fn directory(&mut self, output: &Output) -> Result<Complete> {
-        let directory = output.temporary_directory()?;
+    fn directory(&mut self, weights: &mut Weights<'_>) -> Result<Complete> {
+        let directory = self.output.temporary_directory()?;
         let shards = shards(&self.plan.tensors, self.settings.shard_size);
         let mut homes = serde_json::Map::new();
         for (index, range) in shards.iter().enumerate() {
@@ -117,7 +158,7 @@ impl Run<'_> {
             let tensors = &self.plan.tensors[range.clone()];
             let path = directory.path().join(&name);
             let file = File::create_new(&path).map_err(io_error(&path))?;
-            self.tensors::<Safetensors>(&file, &path, tensors)?;
+            self.tensors::<Safetensors>(&file, &path, tensors, weights)?;
             homes.extend(tensors.iter().map(|tensor| (tensor.name.clone(), json!(name))));
         }
         if shards.len() > 1 {
@@ -141,7 +182,13 @@ impl Run<'_> {
     }
 
     /// Writes metadata and `tensors` to `file`, which will be called `path`.
-    fn tensors<F: Format>(&mut self, file: &File, path: &Path, tensors: &[Planned]) -> Result<()> {
+    fn tensors<F: Format>(
+        &mut self,
+        file: &File,
+        path: &Path,
+        tensors: &[Planned],
+        weights: &mut Weights<'_>,
+    ) -> Result<()> {
         let mut writer = Writer::<F>::new();
         for (key, value) in self.plan.metadata.map.iter() {
             writer.set(key, value.clone());
@@ -153,23 +200,15 @@ impl Run<'_> {
         let by_name: BTreeMap<_, _> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         while let Some((next, _)) = body.next_tensor() {
             let tensor = by_name[next];
-            self.tensor(tensor, &mut body)?;
+            weights(tensor, &mut |piece| Ok(body.part(&tensor.name, piece)?))?;
+            if body.next_tensor().is_some_and(|(next, _)| next == tensor.name) {
+                // Not all of it came, which `finish` says.
+                break;
+            }
         }
         body.finish()?;
         file.sync_all().map_err(io_error(path))?;
         self.bytes += file.metadata().map_err(io_error(path))?.len();
-        Ok(())
-    }
-
-    fn tensor<W: Write>(&mut self, tensor: &Planned, body: &mut Body<W>) -> Result<()> {
-        let change = stream(tensor, self.plan.importance.as_ref(), &mut |piece, of_source| {
-            body.part(&tensor.name, piece)?;
-            (self.progress)(Phase::Writing, of_source);
-            Ok(())
-        })?;
-        if tensor.is_recoded() {
-            self.changes.entry(tensor.dtype).or_default().add(change);
-        }
         Ok(())
     }
 }

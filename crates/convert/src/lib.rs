@@ -21,7 +21,7 @@ mod target;
 mod types;
 mod verify;
 
-pub use convert::{Phase, Settings, Written, convert};
+pub use convert::{Phase, Put, Settings, Weights, Written, convert, fill};
 pub use error::{Error, Result};
 pub use importance::Importance;
 pub use output::Output;
