@@ -1,4 +1,4 @@
-//! Project chores: `cargo xtask ci | tidy | golden | synth`.
+//! Project chores: `cargo xtask ci | tidy | golden | synth | peers`.
 
 use std::{
     ffi::OsString,
@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+mod peers;
 mod tidy;
 
 /// Project chores.
@@ -28,6 +29,8 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Measure this engine and others side by side.
+    Peers(peers::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Chore::Ci => ci(),
         Chore::Tidy => tidy::check(&root()),
         Chore::Golden => golden(),
+        Chore::Peers(args) => peers::run(args),
         Chore::Synth { args } => return synth(&args),
     };
     match result {
@@ -46,12 +50,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Hands over to a program of its own: it needs the workspace's crates, and the other chores must do without.
 fn synth(args: &[OsString]) -> ExitCode {
-    let manifest = root().join("Cargo.toml");
-    let mut cargo = Command::new("cargo");
-    cargo.args(["run", "--quiet", "--package", "apr-synth", "--manifest-path"]).arg(manifest);
-    match cargo.arg("--").args(args).status() {
+    match synth_command().args(args).status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         // It has said what is wrong.
         Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
@@ -60,6 +60,14 @@ fn synth(args: &[OsString]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A program of its own: it needs the workspace's crates, and the other chores must do without.
+fn synth_command() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["run", "--quiet", "--package", "apr-synth", "--manifest-path"]);
+    cargo.arg(root().join("Cargo.toml")).arg("--");
+    cargo
 }
 
 /// The workspace's root.
