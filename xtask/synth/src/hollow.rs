@@ -11,7 +11,6 @@ use apr_convert::{Options, Output, Plan, Recipe, Target};
 use apr_format::{Checkpoint, Value, safetensors::Safetensors, write::Writer};
 use apr_model::{Config, read_config};
 use apr_tensor::DType;
-use tempfile::TempDir;
 
 use crate::{shape::Shape, tensors::tensors, vocabulary};
 
@@ -23,29 +22,22 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// The type of the weights that are not there: any that is not quantised will do.
 const DTYPE: DType = DType::BF16;
 
-/// A Hugging Face directory of a model without weights; removed with this value.
+/// A Hugging Face directory of a model without weights.
 #[derive(Debug)]
 pub(crate) struct Hollow {
-    parent: TempDir,
     directory: PathBuf,
     config: Config,
 }
 
 impl Hollow {
-    /// The model of `shape`, with the tokenizer at this path or one that is made up.
-    pub(crate) fn new(shape: &Shape, tokenizer: Option<&Path>) -> Result<Self> {
+    /// The model of `shape`, with the tokenizer at this path or one that is made up, in a new directory in `parent`.
+    pub(crate) fn new(parent: &Path, shape: &Shape, tokenizer: Option<&Path>) -> Result<Self> {
         let config = config_of(shape)?;
-        let parent = TempDir::with_prefix("apr-synth-").context("a temporary directory")?;
         // A converted model is called after its directory.
-        let directory = parent.path().join(format!("random {}", shape.name));
-        let hollow = Self { parent, directory, config };
+        let directory = parent.join(format!("random {}", shape.name));
+        let hollow = Self { directory, config };
         hollow.write(shape, tokenizer).with_context(|| hollow.directory.display().to_string())?;
         Ok(hollow)
-    }
-
-    /// The temporary directory that it is in.
-    pub(crate) fn directory(&self) -> &Path {
-        self.parent.path()
     }
 
     fn write(&self, shape: &Shape, tokenizer: Option<&Path>) -> Result<()> {

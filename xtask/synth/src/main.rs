@@ -4,12 +4,18 @@
 //! is noise. Everything but the numbers is that of a conversion (`apr convert --quantize`): [`hollow`] makes a checkpoint
 //! whose weights are a hole in a file, the plan of its conversion says what is written, and [`weights`] fills it.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result};
 use apr_convert::{Recipe, Settings, fill};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use tempfile::TempDir;
 
 mod hollow;
 mod random;
@@ -58,7 +64,8 @@ struct Args {
 
 #[allow(clippy::print_stderr, reason = "a program, not a library")]
 fn main() -> ExitCode {
-    match Args::parse().write(true) {
+    let args = Args::parse();
+    match Doomed::on_interrupt().and_then(|doomed| args.write(&doomed)) {
         Ok(line) => {
             eprintln!("{line}");
             ExitCode::SUCCESS
@@ -71,20 +78,14 @@ fn main() -> ExitCode {
 }
 
 impl Args {
-    /// Writes the file, and says what it is. With `removes`, an interrupt removes what is not complete.
-    fn write(&self, removes: bool) -> Result<String> {
-        let hollow = Hollow::new(&self.shape, self.tokenizer.as_deref())?;
+    /// Writes the file, and says what it is. Whoever interrupts finds nothing left behind, where `doomed` is what an
+    /// interrupt removes.
+    fn write(&self, doomed: &Doomed) -> Result<String> {
+        let temporary = TempDir::with_prefix("apr-synth-").context("a temporary directory")?;
+        doomed.add(temporary.path());
+        let hollow = Hollow::new(temporary.path(), &self.shape, self.tokenizer.as_deref())?;
         let (plan, output) = hollow.plan(self.quantize, &self.output, self.force)?;
-        if removes {
-            let partial = [output.partial(), hollow.directory().to_owned()];
-            ctrlc::set_handler(move || {
-                // What is not there needs no removing.
-                let _ = fs::remove_file(&partial[0]);
-                let _ = fs::remove_dir_all(&partial[1]);
-                std::process::exit(130)
-            })
-            .context("signals cannot be handled")?;
-        }
+        doomed.add(&output.partial());
         let style = "{msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes}, {eta} left";
         let style = ProgressStyle::with_template(style).expect("the template is valid");
         let bar = ProgressBar::new(plan.bytes()).with_style(style).with_message("writing");
@@ -102,6 +103,35 @@ impl Args {
         Ok(format!("{name}: {}, {parameters} random weights, {bytes} bytes", self.quantize))
     }
 }
+
+/// Files and directories that an interrupt removes.
+#[derive(Clone, Debug, Default)]
+struct Doomed(Arc<Mutex<Vec<PathBuf>>>);
+
+impl Doomed {
+    /// None yet; from now on an interrupt removes them and ends the program.
+    fn on_interrupt() -> Result<Self> {
+        let doomed = Self::default();
+        let all = doomed.clone();
+        let end = move || {
+            for path in all.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                // What is not there needs no removing.
+                let _ =
+                    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            }
+            process::exit(INTERRUPTED)
+        };
+        ctrlc::set_handler(end).context("signals cannot be handled")?;
+        Ok(doomed)
+    }
+
+    fn add(&self, path: &Path) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+    }
+}
+
+/// The exit code of a process that Ctrl-C has ended, as shells have it.
+const INTERRUPTED: i32 = 130;
 
 fn recipe(text: &str) -> Result<Recipe, String> {
     text.parse().map_err(|()| {

@@ -9,7 +9,7 @@ use apr_tensor::DType;
 use apr_testkit::fixture;
 use tempfile::TempDir;
 
-use crate::{Args, Parser, hollow::config_of, shape::Shape, tensors::tensors};
+use crate::{Args, Doomed, Parser, hollow::config_of, shape::Shape, tensors::tensors};
 
 /// The arguments of a model in the shape of the fixture `tiny`.
 fn args(tiny: &str, quantize: &str, output: &Path, more: &[&str]) -> Args {
@@ -30,7 +30,7 @@ fn what_is_written_opens_and_runs() {
         [("qwen2", "q4_k_m"), ("qwen3", "bf16"), ("qwen3-moe", "q8_0"), ("llama", "q6_k")]
     {
         let path = directory.path().join(format!("{tiny}.gguf"));
-        args(tiny, quantize, &path, &[]).write(false).unwrap();
+        args(tiny, quantize, &path, &[]).write(&Doomed::default()).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         let model = Model::load(Cpu::new(CpuOptions::default()).unwrap(), &checkpoint).unwrap();
         let mut cache = model.cache(4).unwrap();
@@ -52,7 +52,7 @@ fn what_is_written_opens_and_runs() {
 fn types_are_those_of_the_recipe_and_weights_have_the_variance_of_their_row() {
     let directory = directory();
     let path = directory.path().join("model.gguf");
-    args("qwen2", "q4_k_m", &path, &[]).write(false).unwrap();
+    args("qwen2", "q4_k_m", &path, &[]).write(&Doomed::default()).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
     let dtype = |name: &str| checkpoint.require(name).unwrap().dtype();
     // Rows of 64 are no whole blocks of 256.
@@ -74,7 +74,7 @@ fn the_bytes_depend_on_the_seed_alone() {
     let directory = directory();
     let written = |name: &str, seed: &str| {
         let path = directory.path().join(name);
-        args("qwen3-moe", "q4_0", &path, &["--seed", seed]).write(false).unwrap();
+        args("qwen3-moe", "q4_0", &path, &["--seed", seed]).write(&Doomed::default()).unwrap();
         fs::read(path).unwrap()
     };
     let first = written("a.gguf", "7");
@@ -103,7 +103,9 @@ fn a_tokenizer_of_ones_own_goes_in_and_one_that_is_too_large_does_not() {
     let directory = directory();
     let path = directory.path().join("model.gguf");
     let own = fixture("tiny/qwen2/tokenizer.json");
-    args("qwen2", "f16", &path, &["--tokenizer", own.to_str().unwrap()]).write(false).unwrap();
+    args("qwen2", "f16", &path, &["--tokenizer", own.to_str().unwrap()])
+        .write(&Doomed::default())
+        .unwrap();
     let tokenizer = |path: &Path| {
         let checkpoint = Checkpoint::open(path).unwrap();
         let (parts, _) = apr_tokenizer::Parts::of(&checkpoint).unwrap().unwrap();
@@ -118,7 +120,7 @@ fn a_tokenizer_of_ones_own_goes_in_and_one_that_is_too_large_does_not() {
     fs::write(&shape, config.replace(": 317", ": 299")).unwrap();
     let mut small = args("qwen2", "f16", &path, &["--force", "--tokenizer", own.to_str().unwrap()]);
     small.shape = Shape::named(shape.to_str().unwrap()).unwrap();
-    let error = format!("{:#}", small.write(false).unwrap_err());
+    let error = format!("{:#}", small.write(&Doomed::default()).unwrap_err());
     assert!(error.contains("tokenizer"), "{error}");
     assert_eq!(read_config(&Checkpoint::open(&path).unwrap()).unwrap().vocab_size, 320);
 }
@@ -128,10 +130,10 @@ fn what_is_there_is_not_replaced_without_being_asked_to() {
     let directory = directory();
     let path = directory.path().join("model.gguf");
     fs::write(&path, "precious").unwrap();
-    let error = args("qwen2", "f16", &path, &[]).write(false).unwrap_err().to_string();
+    let error = args("qwen2", "f16", &path, &[]).write(&Doomed::default()).unwrap_err().to_string();
     assert!(error.contains("--force"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-    args("qwen2", "f16", &path, &["--force"]).write(false).unwrap();
+    args("qwen2", "f16", &path, &["--force"]).write(&Doomed::default()).unwrap();
     assert!(Checkpoint::open(&path).is_ok());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left behind");
 }
