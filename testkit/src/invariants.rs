@@ -149,7 +149,7 @@ pub fn logits_do_not_depend_on_the_rows_asked_for<B: Backend>(backend: impl Fn()
     let of = |logits| {
         let input = StepInput { tokens: &tokens, phase: Phase::Prefill, chunk: 0, logits };
         let mut seen = Collect::new(model.all_taps());
-        model.step(input, &mut model.cache(7).unwrap(), &mut seen).unwrap()
+        model.step(input, &mut model.cache(7).unwrap(), &mut seen).unwrap().clone()
     };
     let (none, last, all) = (of(LogitRows::None), of(LogitRows::Last), of(LogitRows::All));
     assert!(none.last().is_none() && all.rows().count() == 7, "rows as asked for");

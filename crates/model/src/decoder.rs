@@ -4,7 +4,7 @@
 //! [`Config`] says. All of it is here, in the order of the papers (Touvron et al. 2023 for the block, Shazeer 2020
 //! for SwiGLU, Ainslie et al. 2023 for grouped queries, Shazeer et al. 2017 for mixtures of experts).
 
-use crate::{Backend, Config, Cx, MoeConfig, Result, RopeFrequencies, Site, Stage::*};
+use crate::{Backend, Config, Cx, MoeConfig, Result, RopeFrequencies, RopeTable, Site, Stage::*};
 
 /// A decoder's weights, in a backend's own form.
 #[derive(Debug)]
@@ -50,20 +50,21 @@ pub(crate) enum Ffn<W> {
     },
 }
 
-/// Token ids in, logits of the rows asked for out: `[logit rows, vocab]`.
+/// Token ids in, logits of the rows asked for out: `[logit rows, vocab]`. Leaves the step's angles in `rotation`.
 pub(crate) fn forward<B: Backend>(
     cx: &mut Cx<'_, B>,
     decoder: &Decoder<B::Weight, B::Vector>,
     kv: &mut [B::Kv],
+    rotation: &mut RopeTable,
 ) -> Result<B::Tensor> {
     let Decoder { config, rope, embed_tokens, layers, norm, lm_head } = decoder;
     assert_eq!(kv.len(), layers.len(), "the cache is one of this model's");
     let step = cx.step();
-    let rotation = rope.table(step.first_position..step.first_position + step.tokens.len());
+    rope.fill(rotation, step.first_position..step.first_position + step.tokens.len());
 
     let mut x = cx.embed(Site::whole(Embedding), embed_tokens)?; // [n, hidden]
     for ((index, layer), kv) in layers.iter().enumerate().zip(kv) {
-        x = decoder_layer(cx, config, index, layer, x, kv, &rotation)?;
+        x = decoder_layer(cx, config, index, layer, x, kv, rotation)?;
     }
     let x = cx.rms_norm(Site::whole(FinalNorm), &x, norm, config.rms_norm_eps)?;
     let x = cx.rows(&x, step.logit_rows.clone())?;
@@ -77,7 +78,7 @@ fn decoder_layer<B: Backend>(
     layer: &Layer<B::Weight, B::Vector>,
     x: B::Tensor, // [n, hidden]
     kv: &mut B::Kv,
-    rotation: &crate::RopeTable,
+    rotation: &RopeTable,
 ) -> Result<B::Tensor> {
     let at = |stage| Site::layer(index, stage);
     let eps = config.rms_norm_eps;

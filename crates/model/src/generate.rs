@@ -82,7 +82,6 @@ pub fn generate<B: Backend>(
     }
 
     let start = Instant::now();
-    let mut logits = None;
     let chunks = prompt.chunks(options.chunk.max(1));
     let last = chunks.len() - 1;
     for (chunk, tokens) in chunks.enumerate() {
@@ -93,7 +92,7 @@ pub fn generate<B: Backend>(
             _ => LogitRows::None,
         };
         let input = StepInput { tokens, phase: Phase::Prefill, chunk, logits: rows };
-        logits = Some(model.step(input, cache, observer)?);
+        model.step(input, cache, observer)?;
     }
     let prefill = start.elapsed();
 
@@ -103,7 +102,7 @@ pub fn generate<B: Backend>(
         if token_ids.len() == options.max_tokens {
             break Finish::Length;
         }
-        let row = logits.as_ref().and_then(|l| l.last()).expect("the last row has logits");
+        let row = cache.logits().last().expect("the last row has logits");
         let id = sampler.sample(row)?;
         if options.stop.contains(&id) {
             break Finish::Stop(id);
@@ -121,7 +120,7 @@ pub fn generate<B: Backend>(
         let start = Instant::now();
         let input =
             StepInput { tokens: &[id], phase: Phase::Decode, chunk: 0, logits: LogitRows::Last };
-        logits = Some(model.step(input, cache, observer)?);
+        model.step(input, cache, observer)?;
         elapsed = start.elapsed();
     };
     Ok(Generated { token_ids, finish, prefill })

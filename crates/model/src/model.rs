@@ -5,8 +5,8 @@ use std::ops::Range;
 use apr_format::Checkpoint;
 
 use crate::{
-    Backend, Config, Cx, Error, KvShape, LayerKv, Observer, Phase, Plan, Result, Site, Stage, Step,
-    TapSet, Values,
+    Backend, Config, Cx, Error, KvShape, LayerKv, Observer, Phase, Plan, Result, RopeTable, Site,
+    Stage, Step, TapSet, Values,
     bind::bind,
     decoder::{Decoder, Ffn, forward},
 };
@@ -55,18 +55,20 @@ impl<B: Backend> Model<B> {
         let layers = (0..config.num_hidden_layers)
             .map(|_| self.backend.kv(shape, capacity))
             .collect::<Result<_>>()?;
-        Ok(Cache { layers, len: 0, capacity, steps: 0, broken: false })
+        let (rotation, logits) = (RopeTable::default(), Logits::none(config.vocab_size));
+        Ok(Cache { layers, rotation, logits, len: 0, capacity, steps: 0, broken: false })
     }
 
-    /// Runs `input` through the model, after what `cache` has seen, in front of `observer`.
+    /// Runs `input` through the model, after what `cache` has seen, in front of `observer`. The logits are
+    /// [the cache's](Cache::logits), until the next step.
     ///
     /// Input that is refused leaves `cache` as it was. After any other error no further step can use it.
-    pub fn step(
+    pub fn step<'c>(
         &self,
         input: StepInput<'_>,
-        cache: &mut Cache<B>,
+        cache: &'c mut Cache<B>,
         observer: &mut dyn Observer,
-    ) -> Result<Logits> {
+    ) -> Result<&'c Logits> {
         let StepInput { tokens, phase, chunk, logits } = input;
         let vocab_size = self.config().vocab_size;
         if tokens.is_empty() {
@@ -98,7 +100,7 @@ impl<B: Backend> Model<B> {
         }
         cache.broken = true;
         let mut cx = Cx::new(&self.backend, &step, &taps, observer);
-        let logits = forward(&mut cx, &self.decoder, &mut cache.layers)?;
+        let logits = forward(&mut cx, &self.decoder, &mut cache.layers, &mut cache.rotation)?;
         cx.finish()?;
         if !taps.is_empty() {
             observer.end(&step).map_err(at_edge)?;
@@ -107,12 +109,15 @@ impl<B: Backend> Model<B> {
         cache.broken = false;
         cache.len = needed;
         cache.steps += 1;
-        self.download(&logits, vocab_size)
+        self.download(&logits, &mut cache.logits)?;
+        Ok(&cache.logits)
     }
 
-    fn download(&self, logits: &B::Tensor, vocab_size: usize) -> Result<Logits> {
-        let mut values = Vec::new();
+    fn download(&self, logits: &B::Tensor, Logits { values, .. }: &mut Logits) -> Result<()> {
+        values.clear();
         let mut sink = |_: Site, view: crate::View<'_>| {
+            // Those of a whole prompt may be large; they are not kept for the single row that comes next.
+            values.shrink_to(view.values.len());
             match view.values {
                 Values::F32(v) => values.extend_from_slice(v),
                 Values::F64(v) => values.extend(v.iter().map(|&x| x as f32)),
@@ -120,8 +125,7 @@ impl<B: Backend> Model<B> {
             Ok(())
         };
         self.backend.show(Site::whole(Stage::LmHead), logits, &mut sink)?;
-        self.backend.drain(&mut sink)?;
-        Ok(Logits { values, vocab_size })
+        self.backend.drain(&mut sink)
     }
 
     /// The matrix that `site`'s op reads, if it reads one and the model has the site. Those of experts lie one below the
@@ -204,6 +208,9 @@ impl LogitRows {
 #[allow(missing_debug_implementations, reason = "a backend's cache need not be printable")]
 pub struct Cache<B: Backend> {
     layers: Vec<B::Kv>,
+    /// The angles and the logits of the last step: kept here so that a step finds their memory.
+    rotation: RopeTable,
+    logits: Logits,
     len: usize,
     capacity: usize,
     steps: usize,
@@ -227,6 +234,11 @@ impl<B: Backend> Cache<B> {
         self.capacity
     }
 
+    /// The logits of the last step, of the rows it was asked for.
+    pub fn logits(&self) -> &Logits {
+        &self.logits
+    }
+
     /// Goes back to the first `len` positions, if there are more. Steps are counted on.
     pub fn truncate(&mut self, len: usize) {
         if len < self.len {
@@ -239,7 +251,8 @@ impl<B: Backend> Cache<B> {
 /// A copy is a snapshot: both sequences go on from here, and neither sees the other.
 impl<B: Backend> Clone for Cache<B> {
     fn clone(&self) -> Self {
-        Self { layers: self.layers.clone(), ..*self }
+        let (layers, logits) = (self.layers.clone(), self.logits.clone());
+        Self { layers, rotation: RopeTable::default(), logits, ..*self }
     }
 }
 
@@ -251,6 +264,10 @@ pub struct Logits {
 }
 
 impl Logits {
+    fn none(vocab_size: usize) -> Self {
+        Self { values: Vec::new(), vocab_size }
+    }
+
     /// All values, row after row.
     pub fn as_slice(&self) -> &[f32] {
         &self.values

@@ -55,8 +55,9 @@ impl Plan {
             logit_rows: 0..1,
         };
         let taps = everything.wanted();
-        let mut kv = vec![(); decoder.layers.len()];
-        forward(&mut Cx::new(&planner, &step, &taps, &mut everything), decoder, &mut kv)?;
+        let (mut kv, mut rotation) = (vec![(); decoder.layers.len()], RopeTable::default());
+        let mut cx = Cx::new(&planner, &step, &taps, &mut everything);
+        forward(&mut cx, decoder, &mut kv, &mut rotation)?;
 
         let ops = planner.ops.into_inner();
         let canonical = serde_json::to_vec(&ops).expect("a plan is plain data");

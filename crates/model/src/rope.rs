@@ -72,29 +72,28 @@ impl RopeFrequencies {
 
     /// Sines and cosines for `positions`.
     pub fn table(&self, positions: impl IntoIterator<Item = usize>) -> RopeTable {
-        let pairs = self.inv_freq.len();
-        let positions = positions.into_iter();
-        let angles = pairs * positions.size_hint().0;
-        let mut table = RopeTable {
-            pairs,
-            angles: Vec::with_capacity(angles),
-            cos: Vec::with_capacity(angles),
-            sin: Vec::with_capacity(angles),
-        };
-        for position in positions {
-            for f in &self.inv_freq {
-                let angle = position as f64 * f;
-                table.angles.push(angle);
-                table.cos.push(libm::cos(angle));
-                table.sin.push(libm::sin(angle));
-            }
-        }
+        let mut table = RopeTable::default();
+        self.fill(&mut table, positions);
         table
+    }
+
+    /// The same in the memory of an old table.
+    pub(crate) fn fill(&self, table: &mut RopeTable, positions: impl IntoIterator<Item = usize>) {
+        let RopeTable { pairs, angles, cos, sin } = table;
+        *pairs = self.inv_freq.len();
+        angles.clear();
+        for position in positions {
+            angles.extend(self.inv_freq.iter().map(|f| position as f64 * f));
+        }
+        cos.clear();
+        cos.extend(angles.iter().map(|&angle| libm::cos(angle)));
+        sin.clear();
+        sin.extend(angles.iter().map(|&angle| libm::sin(angle)));
     }
 }
 
 /// The rotation of each row of a step: `[n, pairs]` cosines and sines.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RopeTable {
     pairs: usize,
     angles: Vec<f64>,
