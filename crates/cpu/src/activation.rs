@@ -6,12 +6,12 @@
 
 use std::sync::OnceLock;
 
+use crate::memory::{Buffer, Plain};
+
 /// Activations that share a scale.
-pub(crate) trait Block8: Copy + Send + Sync {
+pub(crate) trait Block8: Plain {
     /// Activations per block.
     const LEN: usize;
-    /// A block of zeros.
-    const ZERO: Self;
 }
 
 /// 32 activations: `d * qs[i]`.
@@ -27,7 +27,6 @@ pub(crate) struct Q8 {
 
 impl Block8 for Q8 {
     const LEN: usize = 32;
-    const ZERO: Self = Self { d: 0.0, sum: 0, qs: [0; 32] };
 }
 
 /// 256 activations: `d * qs[i]`.
@@ -45,12 +44,11 @@ pub(crate) struct Q8K {
 
 impl Block8 for Q8K {
     const LEN: usize = 256;
-    const ZERO: Self = Self { d: 0.0, sums_16: [[0; 2]; 8], sums_32: [[0; 2]; 4], qs: [0; 256] };
 }
 
 /// The rounded forms of a tensor, made when first asked for. Row after row of blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Rounded {
-    pub(crate) q8_0: OnceLock<Vec<Q8>>,
-    pub(crate) q8_k: OnceLock<Vec<Q8K>>,
+    pub(crate) q8_0: OnceLock<Buffer<Q8>>,
+    pub(crate) q8_k: OnceLock<Buffer<Q8K>>,
 }

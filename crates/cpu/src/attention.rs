@@ -25,11 +25,12 @@ impl Cpu {
         let softmax = InnerRows::new(&inner.softmax, shape);
 
         // Head by head, so that a chunk of the job reads the keys of few heads.
-        let mut out = vec![0.0; heads * n * head_dim]; // [heads, n, head_dim]
-        let columns = Columns { count: out.len(), granule: head_dim, cost: 2 * len * head_dim };
-        self.pool.fill(&mut out, columns, |mut strip| {
+        let mut out = self.tensor([heads, n, head_dim]);
+        let columns =
+            Columns { count: heads * n * head_dim, granule: head_dim, cost: 2 * len * head_dim };
+        self.pool.fill(out.values_mut(), columns, |mut strip| {
             let first = strip.columns().start / head_dim;
-            let mut row = vec![0.0; len];
+            let mut row = self.memory.scratch(len);
             for (i, out) in strip.row(0).chunks_exact_mut(head_dim).enumerate() {
                 let unit = first + i;
                 let (head, query) = (unit / n, unit % n);
@@ -44,23 +45,24 @@ impl Cpu {
             }
         });
 
-        let out = if n == 1 { out } else { swap_outer(&out, heads, n, head_dim) };
-        Attended {
-            scores: scores.spilled(shape),
-            softmax: softmax.spilled(shape),
-            out: Tensor::new([n, heads * head_dim], out),
-        }
+        let out = match n {
+            1 => out.with_shape([n, heads * head_dim]),
+            _ => {
+                let mut by_row = self.tensor([n, heads * head_dim]);
+                swap_outer(out.values(), heads, n, head_dim, by_row.values_mut());
+                by_row
+            }
+        };
+        Attended { scores: scores.spilled(shape), softmax: softmax.spilled(shape), out }
     }
 }
 
 /// `[a, b, width]` as `[b, a, width]`.
-fn swap_outer(x: &[f32], a: usize, b: usize, width: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
+fn swap_outer(x: &[f32], a: usize, b: usize, width: usize, out: &mut [f32]) {
     for (i, row) in x.chunks_exact(width).enumerate() {
         let (i, j) = (i / b, i % b);
         out[(j * a + i) * width..][..width].copy_from_slice(row);
     }
-    out
 }
 
 /// One row after the other of an inner value that somebody asked for, or of one that nobody did.

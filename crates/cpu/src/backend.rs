@@ -1,6 +1,6 @@
 //! The ops of a decoder.
 //!
-//! Ops that only add, multiply or move are written here; those with a contract of their own are kernels.
+//! What is written here cuts an op into parts and moves data; whatever computes is a kernel, or in a file of its own.
 
 use std::{collections::BTreeSet, ops::Range};
 
@@ -12,9 +12,10 @@ use apr_tensor::{DType, Stored};
 
 use crate::{
     Cpu, Kv, Tensor, Weight,
-    kernels::IntegerKernel,
+    kernels::{BinaryKernel, IntegerKernel},
     pool::Columns,
     routing,
+    tensor::Shape,
     weight::{Part, Product},
 };
 
@@ -53,12 +54,12 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &Weight, tokens: &[u32]) -> Result<Tensor> {
-        let mut out = vec![0.0; tokens.len() * table.cols];
-        for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(table.cols)) {
+        let mut out = self.tensor([tokens.len(), table.cols]);
+        for (&token, out) in tokens.iter().zip(out.values_mut().chunks_exact_mut(table.cols)) {
             let row = token as usize;
             table.part_of(row).widen(row, self.kernels, out);
         }
-        Ok(Tensor::new([tokens.len(), table.cols], out))
+        Ok(out)
     }
 
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor> {
@@ -67,35 +68,32 @@ impl Backend for Cpu {
 
     fn add_bias(&self, x: &Tensor, bias: &Vec<f32>) -> Result<Tensor> {
         assert_eq!(x.width(), bias.len(), "a bias is as wide as the activations");
-        let sums = |(x, b): (&f32, &f32)| x + b;
-        let rows = x.values().chunks_exact(bias.len());
-        Ok(Tensor::new(x.shape(), rows.flat_map(|x| x.iter().zip(bias).map(sums)).collect()))
+        Ok(self.each(x.shape(), bias.len(), CHEAP, |row, out| {
+            (self.kernels.add)(x.part(row, bias.len()), bias, out);
+        }))
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Vec<f32>, eps: f64) -> Result<Tensor> {
         assert_eq!(x.shape().last(), Some(&w.len()), "a norm weight is as wide as the last axis");
-        Ok(self.map(x, w.len(), |_, x, out| {
-            for (x, out) in x.chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len())) {
-                (self.kernels.rms_norm)(x, w, eps, out);
-            }
+        Ok(self.each(x.shape(), w.len(), COSTLY, |row, out| {
+            (self.kernels.rms_norm)(x.part(row, w.len()), w, eps, out);
         }))
     }
 
     fn heads(&self, x: &Tensor, start: usize, heads: usize, head_dim: usize) -> Result<Tensor> {
-        let rows = x.values().chunks_exact(x.width());
-        let values = rows.flat_map(|row| &row[start..start + heads * head_dim]).copied().collect();
-        Ok(Tensor::new([x.rows(), heads, head_dim], values))
+        let width = heads * head_dim;
+        Ok(self.each([x.rows(), heads, head_dim], width, CHEAP, |row, out| {
+            out.copy_from_slice(&x.part(row, x.width())[start..start + width]);
+        }))
     }
 
     fn rope(&self, x: &Tensor, table: &RopeTable) -> Result<Tensor> {
         let [n, heads, head_dim] = *x.shape() else { panic!("rope turns heads") };
         assert_eq!(table.rows(), n, "the table has one rotation per row");
-        Ok(self.map(x, head_dim, |first, x, out| {
-            let pairs = x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim));
-            for (i, (x, out)) in pairs.enumerate() {
-                let (cos, sin) = table.row((first + i) / heads);
-                rotate(x, cos, sin, out);
-            }
+        let width = heads * head_dim;
+        Ok(self.each(x.shape(), width, CHEAP, |row, out| {
+            let (cos, sin) = table.row(row);
+            (self.kernels.rotate)(x.part(row, width), head_dim, cos, sin, out);
         }))
     }
 
@@ -115,17 +113,37 @@ impl Backend for Cpu {
     }
 
     fn swiglu(&self, gate: &Tensor, up: &Tensor, silu: Inner<Tensor>) -> Result<Gated<Tensor>> {
-        let computed = self.map(gate, 1, |_, gate, out| (self.kernels.silu)(gate, out));
-        let out = self.zip(silu.replace.as_ref().unwrap_or(&computed), up, |silu, up| silu * up);
-        Ok(Gated { silu: silu.spill.then_some(computed), out })
+        let Inner { spill, replace } = silu;
+        if !spill && replace.is_none() {
+            let out = self.zip(gate, up, COSTLY, self.kernels.swiglu);
+            return Ok(Gated { silu: None, out });
+        }
+        let computed = self.runs(gate.shape(), 1, COSTLY, |elements, out| {
+            (self.kernels.silu)(&gate.values()[elements], out);
+        });
+        let out = self.zip(replace.as_ref().unwrap_or(&computed), up, CHEAP, self.kernels.multiply);
+        Ok(Gated { silu: spill.then_some(computed), out })
     }
 
     fn top_k(&self, x: &Tensor, k: usize) -> Result<Tensor> {
-        Ok(routing::top_k(x, k))
+        let mut ids = self.tensor([x.rows(), k]);
+        let mut order = self.memory.buffer(x.width());
+        for (row, ids) in ids.values_mut().chunks_exact_mut(k).enumerate() {
+            routing::top_k(x.part(row, x.width()), &mut order, ids);
+        }
+        Ok(ids)
     }
 
     fn route_weights(&self, logits: &Tensor, ids: &Tensor, normalize: bool) -> Result<Tensor> {
-        Ok(routing::weights(logits, ids, normalize, self.kernels))
+        let (experts, k) = (logits.width(), ids.width());
+        let mut weights = self.tensor(ids.shape());
+        let mut softmax = self.memory.buffer(experts);
+        for (row, weights) in weights.values_mut().chunks_exact_mut(k).enumerate() {
+            softmax.copy_from_slice(logits.part(row, experts));
+            (self.kernels.softmax)(&mut softmax);
+            routing::weights(&softmax, ids.part(row, k), normalize, weights);
+        }
+        Ok(weights)
     }
 
     fn expert_linear(
@@ -140,28 +158,29 @@ impl Backend for Cpu {
 
     fn weighted_sum(&self, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
         let [n, k, width] = *x.shape() else { panic!("rows have slots") };
-        let mut out = vec![0.0; n * width];
+        let mut out = self.zeros([n, width]);
         let columns = Columns { count: width, granule: 1, cost: n * k };
-        self.pool.fill(&mut out, columns, |mut strip| {
+        self.pool.fill(out.values_mut(), columns, |mut strip| {
             let columns = strip.columns();
-            for slot in 0..n * k {
-                let weight = weights.values()[slot];
-                let x = &x.values()[slot * width..][columns.clone()];
-                strip.row(slot / k).iter_mut().zip(x).for_each(|(out, x)| *out += weight * x);
+            for (slot, &weight) in weights.values().iter().enumerate() {
+                let x = &x.part(slot, width)[columns.clone()];
+                (self.kernels.add_weighted)(x, weight, strip.row(slot / k));
             }
         });
-        Ok(Tensor::new([n, width], out))
+        Ok(out)
     }
 
     fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        Ok(self.zip(x, y, |x, y| x + y))
+        Ok(self.zip(x, y, CHEAP, self.kernels.add))
     }
 
     fn rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        let mut shape = x.shape().to_vec();
+        let mut shape = Shape::from(x.shape());
         shape[0] = range.len();
+        let mut out = self.tensor(shape);
         let values = &x.values()[range.start * x.width()..range.end * x.width()];
-        Ok(Tensor::new(shape, values.to_vec()))
+        out.values_mut().copy_from_slice(values);
+        Ok(out)
     }
 
     fn show(&self, site: Site, x: &Tensor, sink: &mut Sink<'_>) -> Result<()> {
@@ -220,43 +239,50 @@ impl Backend for Cpu {
     }
 }
 
+/// What an element costs, in multiply-adds, where it is added, multiplied or moved.
+const CHEAP: usize = 1;
+
+/// The same where it takes an exponential, a quotient or f64.
+const COSTLY: usize = 8;
+
 impl Cpu {
-    /// A tensor of the shape of `x`, made on all threads: `f(first, x, out)` makes the granules from number `first` on.
-    fn map(
+    /// A tensor made on all threads, each of which makes some runs of whole granules, of which one costs `cost`:
+    /// `f(elements, out)`.
+    fn runs(
         &self,
-        x: &Tensor,
+        shape: impl Into<Shape>,
         granule: usize,
-        f: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+        cost: usize,
+        f: impl Fn(Range<usize>, &mut [f32]) + Sync,
     ) -> Tensor {
-        /// Of one element, in multiply-adds: these ops divide, take exponentials or compute in f64.
-        const COST: usize = 8;
-        let mut out = vec![0.0; x.values().len()];
-        let columns = Columns { count: out.len(), granule, cost: COST * granule };
-        self.pool.fill(&mut out, columns, |mut strip| {
-            let elements = strip.columns();
-            f(elements.start / granule, &x.values()[elements], strip.row(0));
-        });
-        Tensor::new(x.shape(), out)
+        let mut out = self.tensor(shape);
+        let columns = Columns { count: out.values().len(), granule, cost };
+        self.pool.fill(out.values_mut(), columns, |mut strip| f(strip.columns(), strip.row(0)));
+        out
     }
 
-    /// `f` of each two elements of `x` and `y`.
-    fn zip(&self, x: &Tensor, y: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Tensor {
-        assert_eq!(x.shape(), y.shape(), "operands have one shape");
-        self.map(x, 1, |first, x, out| {
-            for ((out, &x), &y) in out.iter_mut().zip(x).zip(&y.values()[first..]) {
-                *out = f(x, y);
+    /// A tensor made on all threads, `granule` elements at a time: `f(number, out)`.
+    fn each(
+        &self,
+        shape: impl Into<Shape>,
+        granule: usize,
+        cost: usize,
+        f: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Tensor {
+        self.runs(shape, granule, cost * granule, |elements, out| {
+            let first = elements.start / granule;
+            for (i, out) in out.chunks_exact_mut(granule).enumerate() {
+                f(first + i, out);
             }
         })
     }
-}
 
-/// Turns the pairs `(i, i + pairs)` of one head; channels beyond them pass through. Products are not fused.
-fn rotate(x: &[f32], cos: &[f64], sin: &[f64], out: &mut [f32]) {
-    out.copy_from_slice(x);
-    let (firsts, rest) = out.split_at_mut(cos.len());
-    for (((a, b), &cos), &sin) in firsts.iter_mut().zip(rest).zip(cos).zip(sin) {
-        let (cos, sin) = (cos as f32, sin as f32);
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    /// `kernel` of `x` and `y`, element by element.
+    fn zip(&self, x: &Tensor, y: &Tensor, cost: usize, kernel: BinaryKernel) -> Tensor {
+        assert_eq!(x.shape(), y.shape(), "operands have one shape");
+        self.runs(x.shape(), 1, cost, |elements, out| {
+            kernel(&x.values()[elements.clone()], &y.values()[elements], out);
+        })
     }
 }
 

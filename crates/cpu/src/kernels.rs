@@ -17,6 +17,13 @@ pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[A], out: &mut [
 pub(crate) type FloatKernel =
     fn(weights: &[u8], activations: &[f32], cols: usize, out: &mut [[f32; ROWS]]);
 
+/// Two rows of numbers, element by element.
+pub(crate) type BinaryKernel = fn(x: &[f32], y: &[f32], out: &mut [f32]);
+
+/// See [`generic::elementwise::rotate`](crate::generic::elementwise::rotate).
+pub(crate) type RotateKernel =
+    fn(x: &[f32], head_dim: usize, cos: &[f64], sin: &[f64], out: &mut [f32]);
+
 /// The integer kernel of a stored type, by the activations that it reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum IntegerKernel {
@@ -59,6 +66,11 @@ pub(crate) struct Kernels {
     pub(crate) quantize_q8_k: fn(x: &[f32], out: &mut [Q8K]),
     pub(crate) rms_norm: fn(x: &[f32], w: &[f32], eps: f64, out: &mut [f32]),
     pub(crate) silu: fn(x: &[f32], out: &mut [f32]),
+    pub(crate) swiglu: BinaryKernel,
+    pub(crate) add: BinaryKernel,
+    pub(crate) multiply: BinaryKernel,
+    pub(crate) add_weighted: fn(x: &[f32], weight: f32, sum: &mut [f32]),
+    pub(crate) rotate: RotateKernel,
     pub(crate) softmax: fn(x: &mut [f32]),
     pub(crate) attention_f16: AttentionKernels<f16>,
     pub(crate) attention_f32: AttentionKernels<f32>,

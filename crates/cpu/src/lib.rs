@@ -26,6 +26,7 @@ mod isa;
 mod kernels;
 mod kv;
 mod linear;
+mod memory;
 mod pool;
 mod probe;
 mod routing;
@@ -47,6 +48,7 @@ pub use tensor::Tensor;
 pub use weight::Weight;
 
 use kernels::Kernels;
+use memory::Memory;
 use pool::Pool;
 
 /// How a [`Cpu`] is to compute.
@@ -94,12 +96,13 @@ impl KvType {
     }
 }
 
-/// The backend: a table of kernels and a pool of threads.
+/// The backend: a table of kernels, a pool of threads, and memory that is used again.
 #[derive(Debug)]
 pub struct Cpu {
     isa: Isa,
     kernels: &'static Kernels,
     pool: Pool,
+    memory: Memory,
     activations: Activations,
     kv: KvType,
     /// Whether quantised weights are reordered once, on load.
@@ -113,8 +116,9 @@ impl Cpu {
         let isa = isa.unwrap_or_else(Isa::best);
         let threads =
             threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
-        let (kernels, pool, repack) = (isa.kernels()?, Pool::new(threads)?, !no_repack);
-        Ok(Self { isa, kernels, pool, activations, kv, repack })
+        let (kernels, repack) = (isa.kernels()?, !no_repack);
+        let (pool, memory) = (Pool::new(threads)?, Memory::new(threads));
+        Ok(Self { isa, kernels, pool, memory, activations, kv, repack })
     }
 
     /// The instruction set in use.

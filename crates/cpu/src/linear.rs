@@ -12,6 +12,7 @@ use crate::{
     Cpu, Tensor, Weight,
     activation::{Block8, Q8, Q8K},
     kernels::IntegerKernel,
+    memory::Buffer,
     pool::{Columns, Strip},
     tile::ROWS,
     weight::{Part, Product},
@@ -24,20 +25,21 @@ const BATCH_ROWS: usize = 128;
 const BATCH_BYTES: usize = 512 << 10;
 
 /// Rows of activations that meet the same rows of weights.
+#[derive(Clone, Copy)]
 struct Group<'a> {
     /// Where the rows of weights begin; there are as many as the output has columns.
     first: usize,
     /// Which rows of the activations these are.
-    x: Cow<'a, [usize]>,
+    x: &'a [usize],
     /// Which rows of the output they make.
     out: &'a [usize],
 }
 
 impl Cpu {
     pub(crate) fn multiply(&self, x: &Tensor, w: &Weight) -> Tensor {
-        let rows: Vec<usize> = (0..x.rows()).collect();
-        let all = Group { first: 0, x: Cow::Borrowed(&rows), out: &rows };
-        Tensor::new([rows.len(), w.rows], self.products(x, w, w.rows, &[all]))
+        let rows = self.indices(0..x.rows());
+        let all = Group { first: 0, x: &rows, out: &rows };
+        self.products(x, w, self.tensor([rows.len(), w.rows]), [all].into_iter())
     }
 
     /// See [`Backend::expert_linear`](apr_model::Backend::expert_linear).
@@ -50,40 +52,51 @@ impl Cpu {
     ) -> Tensor {
         let [n, k] = *ids.shape() else { panic!("ids are of rows and slots") };
         let width = w.rows / experts;
-        // Row `i` of the output is slot `i % k` of token row `i / k`. The sort is stable.
-        let mut rows: Vec<usize> = (0..n * k).collect();
-        let expert = |row: &usize| ids.values()[*row] as usize;
-        rows.sort_by_key(expert);
+        // Row `i` of the output is slot `i % k` of token row `i / k`.
+        let mut rows = self.indices(0..n * k);
+        let expert = |row: usize| ids.values()[row] as usize;
+        rows.sort_unstable_by_key(|&row| (expert(row), row));
         let slots = if x.shape().len() == 3 { 1 } else { k };
-        let groups: Vec<Group<'_>> = rows
-            .chunk_by(|a, b| expert(a) == expert(b))
-            .map(|out| Group {
-                first: expert(&out[0]) * width,
-                x: out.iter().map(|row| row / slots).collect(),
-                out,
-            })
-            .collect();
-        Tensor::new([n, k, width], self.products(x, w, width, &groups))
+        let sources = self.indices(rows.iter().map(|row| row / slots));
+        let same = |a: &usize, b: &usize| expert(*a) == expert(*b);
+        let groups = rows.chunk_by(same).scan(0, |start, out| {
+            let x = &sources[*start..][..out.len()];
+            *start += out.len();
+            Some(Group { first: expert(out[0]) * width, x, out })
+        });
+        self.products(x, w, self.tensor([n, k, width]), groups)
     }
 
-    /// The products of each group, in rows of `width`.
-    fn products(&self, x: &Tensor, w: &Weight, width: usize, groups: &[Group<'_>]) -> Vec<f32> {
+    fn indices(&self, all: impl ExactSizeIterator<Item = usize>) -> Buffer<usize> {
+        let mut indices = self.memory.buffer(all.len());
+        indices.iter_mut().zip(all).for_each(|(index, i)| *index = i);
+        indices
+    }
+
+    /// The products of each group, in the rows of `out`.
+    fn products<'g>(
+        &self,
+        x: &Tensor,
+        w: &Weight,
+        mut out: Tensor,
+        groups: impl Iterator<Item = Group<'g>> + Clone + Sync,
+    ) -> Tensor {
         assert_eq!(x.shape().last(), Some(&w.cols), "activations are as wide as the matrix");
-        for group in groups {
+        let [.., width] = *out.shape() else { panic!("an output has rows") };
+        for group in groups.clone() {
             for part in w.parts_of(group.first..group.first + width) {
                 self.round_for(part, x);
             }
         }
-        let n: usize = groups.iter().map(|group| group.out.len()).sum();
-        let mut out = vec![0.0; n * width];
+        let n = out.values().len() / width.max(1);
         let columns = Columns { count: width, granule: ROWS, cost: n * w.cols * ROWS };
-        self.pool.fill(&mut out, columns, |mut strip| {
-            for group in groups {
+        self.pool.fill(out.values_mut(), columns, |mut strip| {
+            for group in groups.clone() {
                 let columns = strip.columns();
                 let rows = group.first + columns.start..group.first + columns.end;
                 for part in w.parts_of(rows.clone()) {
                     let rows = part.rows.start.max(rows.start)..part.rows.end.min(rows.end);
-                    self.multiply_part(x, group, part, rows, &mut strip);
+                    self.multiply_part(x, &group, part, rows, &mut strip);
                 }
             }
         });
@@ -103,8 +116,8 @@ impl Cpu {
         }
     }
 
-    fn round<A: Block8>(&self, x: &Tensor, kernel: fn(&[f32], &mut [A])) -> Vec<A> {
-        let mut out = vec![A::ZERO; x.values().len() / A::LEN];
+    fn round<A: Block8>(&self, x: &Tensor, kernel: fn(&[f32], &mut [A])) -> Buffer<A> {
+        let mut out = self.memory.buffer(x.values().len() / A::LEN);
         let columns = Columns { count: out.len(), granule: 1, cost: A::LEN };
         self.pool.fill(&mut out, columns, |mut strip| {
             let blocks = strip.columns();

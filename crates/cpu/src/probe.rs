@@ -121,7 +121,12 @@ impl Probes {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 use crate::x86_64::{avx2::Avx2, probe::*};
-                probes!(Avx2, ["avx2,fma,f16c"], 6, int8_avx2, INT8_AVX2_OPS)
+                probes!(Avx2<false>, ["avx2,fma,f16c"], 6, int8_avx2, INT8_AVX2_OPS)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => {
+                use crate::x86_64::{avx2::Avx2, probe::*};
+                probes!(Avx2<true>, ["avx2,fma,f16c,avxvnni"], 6, int8_avxvnni, INT8_AVX2_OPS)
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {

@@ -175,6 +175,10 @@ impl Part {
 
     /// The numbers that a row of the matrix stands for.
     pub(crate) fn widen(&self, row: usize, kernels: &Kernels, out: &mut [f32]) {
+        thread_local! {
+            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+
         let row = row - self.rows.start;
         let read = match &self.form {
             Form::Stored(stored) if self.dtype == DType::F16 => {
@@ -182,7 +186,10 @@ impl Part {
                 return;
             }
             Form::Stored(stored) => stored.dequantize_row(row, out),
-            Form::Tiles(tiles) => block::dequantize(self.dtype, &tiles.row_bytes(row), out),
+            Form::Tiles(tiles) => SCRATCH.with_borrow_mut(|scratch| {
+                tiles.read_row(row, scratch);
+                block::dequantize(self.dtype, scratch, out)
+            }),
         };
         read.expect("types that cannot be read are refused on load");
     }

@@ -44,9 +44,23 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// `x / (1 + e^-x)`.
 #[inline(always)]
+fn sigmoid_weighted(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// `x / (1 + e^-x)`, element by element.
+#[inline(always)]
 pub(crate) fn silu(x: &[f32], out: &mut [f32]) {
     for (out, &x) in out.iter_mut().zip(x) {
-        *out = x / (1.0 + exp(-x));
+        *out = sigmoid_weighted(x);
+    }
+}
+
+/// [`silu`] of `gate`, then its product with `up`: what the two would give one after the other.
+#[inline(always)]
+pub(crate) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = sigmoid_weighted(gate) * up;
     }
 }
 

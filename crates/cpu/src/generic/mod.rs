@@ -12,6 +12,7 @@
 //! Two things are outside the contract: the payload and sign of a NaN, and the speed of [`scalar`].
 
 pub(crate) mod attention;
+pub(crate) mod elementwise;
 pub(crate) mod exp;
 pub(crate) mod float;
 pub(crate) mod lanes;
@@ -155,6 +156,20 @@ macro_rules! kernels {
                     @fn $f norm::rms_norm, (x: &[f32], w: &[f32], eps: f64, out: &mut [f32])
                 },
                 silu: kernels! { @fn $f exp::silu, (x: &[f32], out: &mut [f32]) },
+                swiglu: kernels! {
+                    @fn $f exp::swiglu, (gate: &[f32], up: &[f32], out: &mut [f32])
+                },
+                add: kernels! { @fn $f elementwise::add, (x: &[f32], y: &[f32], out: &mut [f32]) },
+                multiply: kernels! {
+                    @fn $f elementwise::multiply, (x: &[f32], y: &[f32], out: &mut [f32])
+                },
+                add_weighted: kernels! {
+                    @fn $f elementwise::add_weighted, (x: &[f32], weight: f32, sum: &mut [f32])
+                },
+                rotate: kernels! {
+                    @fn $f elementwise::rotate,
+                    (x: &[f32], head_dim: usize, cos: &[f64], sin: &[f64], out: &mut [f32])
+                },
                 softmax: kernels! { @fn $f exp::softmax, (x: &mut [f32]) },
                 attention_f16: kernels! { @attention $f $simd, half::f16 },
                 attention_f32: kernels! { @attention $f $simd, f32 },

@@ -11,7 +11,8 @@ use super::{LANES, lanes::Element, scalar};
 use crate::{
     Isa,
     activation::{Block8, Q8, Q8K},
-    kernels::{AttentionKernels, IntegerKernel, Kernels},
+    kernels::{AttentionKernels, BinaryKernel, IntegerKernel, Kernels},
+    memory::Plain,
     tile::{Layout, Line, ROWS},
 };
 
@@ -62,6 +63,21 @@ fn float_kernels_are_their_twins_at_every_length() {
             let mut out = vec![0.0; len];
             (k.silu)(&x, &mut out);
             out
+        });
+        let of_two = |name: &str, kernel: fn(&Kernels) -> BinaryKernel| {
+            assert_twins(&format!("{name} of {len}"), |k| {
+                let mut out = vec![f32::NAN; len];
+                kernel(k)(&x, &w, &mut out);
+                out
+            });
+        };
+        of_two("swiglu", |k| k.swiglu);
+        of_two("add", |k| k.add);
+        of_two("multiply", |k| k.multiply);
+        assert_twins(&format!("add_weighted of {len}"), |k| {
+            let mut sum = w.clone();
+            (k.add_weighted)(&x, 0.3, &mut sum);
+            sum
         });
         assert_twins(&format!("softmax of {len}"), |k| {
             let mut x = x.clone();
@@ -125,6 +141,41 @@ fn a_product_of_floats_is_lanes_then_a_tree_for_any_number_of_rows() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn swiglu_is_silu_and_then_a_product() {
+    let (gate, up) = (values(11, 4000), values(12, 4000));
+    for isa in Isa::available() {
+        let kernels = isa.kernels().unwrap();
+        let [mut silu, mut product, mut fused] = [0; 3].map(|_| vec![f32::NAN; gate.len()]);
+        (kernels.silu)(&gate, &mut silu);
+        (kernels.multiply)(&silu, &up, &mut product);
+        (kernels.swiglu)(&gate, &up, &mut fused);
+        assert!(bits(&fused) == bits(&product), "{isa}");
+    }
+}
+
+#[test]
+fn each_head_of_a_row_is_turned_by_pairs_and_no_product_is_fused() {
+    for (heads, head_dim, pairs) in [(1, 2, 1), (3, 64, 32), (2, 128, 64), (5, 80, 19), (2, 9, 4)] {
+        let x = values(13, heads * head_dim);
+        let angles: Vec<f64> = (0..pairs).map(|i| i as f64 * 0.37).collect();
+        let cos: Vec<f64> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f64> = angles.iter().map(|a| a.sin()).collect();
+        let mut expected = x.clone();
+        for head in expected.chunks_exact_mut(head_dim) {
+            for i in 0..pairs {
+                let (cos, sin, a, b) = (cos[i] as f32, sin[i] as f32, head[i], head[i + pairs]);
+                (head[i], head[i + pairs]) = (a * cos - b * sin, b * cos + a * sin);
+            }
+        }
+        for isa in Isa::available() {
+            let mut out = vec![f32::NAN; x.len()];
+            (isa.kernels().unwrap().rotate)(&x, head_dim, &cos, &sin, &mut out);
+            assert!(bits(&out) == bits(&expected), "{isa}: {heads} heads of {head_dim}");
         }
     }
 }
@@ -195,7 +246,7 @@ fn activations_are_rounded_as_their_definition_says() {
     for x in rows_to_round() {
         for isa in Isa::available() {
             let kernels = isa.kernels().unwrap();
-            let mut blocks = [Q8::ZERO; 8];
+            let mut blocks = [Q8::UNWRITTEN; 8];
             (kernels.quantize_q8_0)(&x, &mut blocks);
             for (found, x) in blocks.iter().zip(x.as_chunks().0) {
                 let mut qs = [0; 32];
@@ -203,7 +254,7 @@ fn activations_are_rounded_as_their_definition_says() {
                 assert_eq!((bits(&[found.d]), found.qs), (bits(&[d]), qs), "{isa} {x:?}");
                 assert_eq!(found.sum, qs.iter().map(|&q| i32::from(q)).sum::<i32>());
             }
-            let mut block = [Q8K::ZERO];
+            let mut block = [Q8K::UNWRITTEN];
             (kernels.quantize_q8_k)(&x, &mut block);
             let [found] = block;
             let mut qs = [0; 256];
@@ -262,12 +313,12 @@ fn products(
     let mut out = vec![[f32::NAN; ROWS]; n];
     match kernels.integer(dtype).unwrap() {
         IntegerKernel::Blocks(kernel) => {
-            let mut rounded = vec![Q8::ZERO; x.len() / Q8::LEN];
+            let mut rounded = vec![Q8::UNWRITTEN; x.len() / Q8::LEN];
             (kernels.quantize_q8_0)(&x, &mut rounded);
             kernel(tile, &rounded, &mut out);
         }
         IntegerKernel::Superblocks(kernel) => {
-            let mut rounded = vec![Q8K::ZERO; x.len() / Q8K::LEN];
+            let mut rounded = vec![Q8K::UNWRITTEN; x.len() / Q8K::LEN];
             (kernels.quantize_q8_k)(&x, &mut rounded);
             kernel(tile, &rounded, &mut out);
         }

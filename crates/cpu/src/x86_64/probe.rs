@@ -48,8 +48,32 @@ pub(crate) fn int8_avx2(rounds: usize, out: &mut f32) {
         }
     }
     for sum in sums {
-        let sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
-        // SAFETY: this function has AVX2.
-        *out += unsafe { super::avx2::sum(sum) } as f32;
+        *out += total(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
     }
+}
+
+/// VNNI in 32 bytes.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(crate) fn int8_avxvnni(rounds: usize, out: &mut f32) {
+    let (a, b) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi8(black_box(1)));
+    let mut sums = [_mm256_setzero_si256(); AVX2_CHAINS];
+    for sum in &mut sums {
+        *sum = _mm256_set1_epi32(black_box(0));
+    }
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+        }
+    }
+    for sum in sums {
+        *out += total(sum);
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn total(sums: __m256i) -> f32 {
+    let mut words = [0i32; 8];
+    // SAFETY: the array is 32 bytes.
+    unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), sums) };
+    words.iter().fold(0i32, |sum, word| sum.wrapping_add(*word)) as f32
 }

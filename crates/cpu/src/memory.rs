@@ -1,0 +1,257 @@
+//! Memory that is used again.
+//!
+//! Each decode step asks for the same few hundred buffers as the last one did. So a [`Buffer`] goes back to where it came from
+//! when it is dropped, and once the first steps are done nothing is allocated any more.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::activation::{Q8, Q8K};
+
+/// The most bytes that one store keeps for later: about what reading a long prompt in chunks of 512 tokens takes.
+const MOST_KEPT: usize = 256 << 20;
+
+/// What buffers are made of.
+pub(crate) trait Plain: Copy + Send {
+    /// What memory holds that nobody has written. Debug builds take care that it does: it shows in a test, then.
+    const UNWRITTEN: Self;
+
+    /// Where buffers of this type come from.
+    fn store(memory: &Memory) -> &Arc<Store<Self>>;
+}
+
+impl Plain for f32 {
+    const UNWRITTEN: Self = f32::NAN;
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.floats
+    }
+}
+
+impl Plain for usize {
+    const UNWRITTEN: Self = usize::MAX;
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.indices
+    }
+}
+
+impl Plain for Q8 {
+    const UNWRITTEN: Self = Self { d: f32::NAN, sum: 0, qs: [0; 32] };
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.q8_0
+    }
+}
+
+impl Plain for Q8K {
+    const UNWRITTEN: Self =
+        Self { d: f32::NAN, sums_16: [[0; 2]; 8], sums_32: [[0; 2]; 4], qs: [0; 256] };
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.q8_k
+    }
+}
+
+/// A backend's memory for what it computes.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    floats: Arc<Store<f32>>,
+    indices: Arc<Store<usize>>,
+    q8_0: Arc<Store<Q8>>,
+    q8_k: Arc<Store<Q8K>>,
+    /// What threads need for themselves within a job. Apart from the others, or it would be left to chance how many of those
+    /// are there when they are asked for.
+    scratch: Arc<Store<f32>>,
+}
+
+impl Memory {
+    /// Memory for a backend of `threads` threads.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self {
+            floats: Store::new(1, MOST_KEPT),
+            indices: Store::new(1, MOST_KEPT),
+            q8_0: Store::new(1, MOST_KEPT),
+            q8_k: Store::new(1, MOST_KEPT),
+            scratch: Store::new(threads, MOST_KEPT),
+        }
+    }
+
+    /// A buffer that holds anything: whoever asks for it writes all of it.
+    pub(crate) fn buffer<T: Plain>(&self, len: usize) -> Buffer<T> {
+        T::store(self).take(len)
+    }
+
+    /// The same, for one thread within a job.
+    pub(crate) fn scratch(&self, len: usize) -> Buffer<f32> {
+        self.scratch.take(len)
+    }
+}
+
+/// Memory of one type, given out and taken back.
+#[derive(Debug)]
+pub(crate) struct Store<T> {
+    free: Mutex<Free<T>>,
+    /// How many buffers are made at a time: as many as may be in use together by chance.
+    batch: usize,
+    /// The most bytes that are kept for later.
+    most: usize,
+}
+
+/// What has come back, by the power of two that its capacity reaches.
+#[derive(Debug)]
+struct Free<T> {
+    by_class: [Vec<Vec<T>>; usize::BITS as usize],
+    bytes: usize,
+}
+
+impl<T: Plain> Store<T> {
+    fn new(batch: usize, most: usize) -> Arc<Self> {
+        let free = Free { by_class: [const { Vec::new() }; _], bytes: 0 };
+        Arc::new(Self { free: Mutex::new(free), batch, most })
+    }
+
+    fn free(&self) -> MutexGuard<'_, Free<T>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, len: usize) -> Buffer<T> {
+        let capacity = len.max(1).next_power_of_two();
+        let kept = self.free().take(capacity);
+        let mut values = kept.unwrap_or_else(|| {
+            (1..self.batch).for_each(|_| self.give(Vec::with_capacity(capacity)));
+            Vec::with_capacity(capacity)
+        });
+        if cfg!(debug_assertions) {
+            values.clear();
+        }
+        values.resize(len, T::UNWRITTEN);
+        Buffer { values, home: Some(self.clone()) }
+    }
+
+    fn give(&self, values: Vec<T>) {
+        self.free().give(values, self.most);
+    }
+}
+
+impl<T> Free<T> {
+    fn take(&mut self, capacity: usize) -> Option<Vec<T>> {
+        let values = self.by_class[capacity.ilog2() as usize].pop()?;
+        self.bytes -= values.capacity() * size_of::<T>();
+        Some(values)
+    }
+
+    /// Keeps `values`, if need be in place of larger ones: those are of a prompt, and more may follow of a step.
+    fn give(&mut self, values: Vec<T>, most: usize) {
+        let Some(class) = values.capacity().checked_ilog2() else { return };
+        let class = class as usize;
+        let bytes = values.capacity() * size_of::<T>();
+        while self.bytes + bytes > most {
+            let Some(larger) = self.by_class[class + 1..].iter_mut().rev().find_map(Vec::pop)
+            else {
+                return;
+            };
+            self.bytes -= larger.capacity() * size_of::<T>();
+        }
+        self.bytes += bytes;
+        self.by_class[class].push(values);
+    }
+}
+
+/// Some memory; it goes back where it came from when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Buffer<T: Plain> {
+    values: Vec<T>,
+    /// `None` for memory from elsewhere.
+    home: Option<Arc<Store<T>>>,
+}
+
+impl<T: Plain> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.give(std::mem::take(&mut self.values));
+        }
+    }
+}
+
+impl<T: Plain> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values
+    }
+}
+
+impl<T: Plain> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values
+    }
+}
+
+impl<T: Plain> From<Vec<T>> for Buffer<T> {
+    fn from(values: Vec<T>) -> Self {
+        Self { values, home: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(memory: &Memory, len: usize) -> Buffer<f32> {
+        memory.buffer(len)
+    }
+
+    #[test]
+    fn memory_comes_back_and_is_given_out_again() {
+        let memory = Memory::new(1);
+        let first = floats(&memory, 1000);
+        let place = first.as_ptr();
+        drop(first);
+        let (again, other) = (floats(&memory, 900), floats(&memory, 1000));
+        assert_eq!((again.len(), again.as_ptr()), (900, place));
+        assert_ne!(other.as_ptr(), place, "one buffer is in one hand");
+        drop(again);
+        assert_ne!(floats(&memory, 100).as_ptr(), place, "little is not taken from much");
+        assert_eq!(floats(&memory, 1024).as_ptr(), place);
+    }
+
+    #[test]
+    fn what_nobody_wrote_shows_in_debug_builds() {
+        let memory = Memory::new(1);
+        floats(&memory, 8).fill(1.0);
+        let again = floats(&memory, 7);
+        assert!(!cfg!(debug_assertions) || again.iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn scratch_for_one_thread_is_scratch_for_all() {
+        let memory = Memory::new(3);
+        drop(memory.scratch(10));
+        assert_eq!(memory.scratch.free().by_class[4].len(), 3);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_limit_and_small_buffers_rather_than_large_ones() {
+        let store: Arc<Store<f32>> = Store::new(1, 8 * size_of::<f32>());
+        let kept = || store.free().bytes / size_of::<f32>();
+        let [small, a, b] = [1, 4, 4].map(|len| store.take(len));
+        drop((a, b));
+        assert_eq!(kept(), 8);
+        drop(small);
+        assert_eq!(kept(), 5, "one large buffer has made room");
+        drop(store.take(16));
+        assert_eq!(kept(), 5);
+    }
+
+    #[test]
+    fn memory_outlives_its_backend() {
+        let memory = Memory::new(1);
+        let mut buffer = floats(&memory, 3);
+        drop(memory);
+        buffer.fill(1.0);
+        assert_eq!(*buffer, [1.0; 3]);
+    }
+}
