@@ -5,7 +5,8 @@ use std::{ops::ControlFlow, path::PathBuf, time::Duration};
 use anyhow::Result;
 use apr_format::Checkpoint;
 use apr_model::{
-    Backend, Finish, GenerateOptions, Model, Sampler, SamplerOptions, Unobserved, generate, top_k,
+    Backend, Finish, GenerateOptions, Model, NewToken, Sampler, SamplerOptions, Unobserved,
+    generate, top_k,
 };
 use apr_report::plural;
 use serde::Serialize;
@@ -148,6 +149,8 @@ impl Job for Run<'_> {
 
         let mut text = prompt.tokenizer.as_ref().map(|t| t.stream());
         let mut tokens: Vec<TokenReport> = Vec::new();
+        // The first token is chosen from the prompt's logits.
+        let (mut count, mut decode) = (0, Duration::ZERO);
         let mut written = String::new();
         let mut failure = None;
         let streaming = !args.output.json;
@@ -167,30 +170,18 @@ impl Job for Run<'_> {
             &mut sampler,
             &mut Unobserved,
             &mut |token| {
-                let candidates = top_k(token.logits, args.output.logprobs.unwrap_or(0));
-                let normalizer = log_sum_exp(token.logits);
-                let logprob = |id: u32| f64::from(token.logits[id as usize]) - normalizer;
-                tokens.push(TokenReport {
-                    id: token.id,
-                    text: prompt.token_text(token.id),
-                    seconds: token.elapsed.as_secs_f64(),
-                    logprob: logprob(token.id),
-                    top: candidates
-                        .into_iter()
-                        .map(|id| Candidate {
-                            id,
-                            text: prompt.token_text(id),
-                            logprob: logprob(id),
-                        })
-                        .collect(),
-                });
+                if args.output.json {
+                    tokens.push(prompt.report(token, args.output.logprobs.unwrap_or(0)));
+                }
+                if count > 0 {
+                    decode += token.elapsed;
+                }
+                count += 1;
                 match &mut text {
                     Some(stream) => {
                         stream.push(token.id).map_or(ControlFlow::Continue(()), |s| write(&s))
                     }
-                    None => {
-                        write(&format!("{}{}", if tokens.len() > 1 { "," } else { "" }, token.id))
-                    }
+                    None => write(&format!("{}{}", if count > 1 { "," } else { "" }, token.id)),
                 }
             },
         )?;
@@ -221,14 +212,29 @@ impl Job for Run<'_> {
             })?;
         } else {
             output::print("\n")?;
-            let decode: f64 = tokens.iter().skip(1).map(|t| t.seconds).sum();
-            output::tell(summary(prompt.token_ids.len(), generated.prefill, tokens.len(), decode));
+            output::tell(summary(prompt.token_ids.len(), generated.prefill, count, decode));
             if generated.finish == Finish::Context {
                 let context = cache.capacity();
                 output::tell(format_args!("note: stopped: the context of {context} is full"));
             }
         }
         Ok(Exit::Success)
+    }
+}
+
+impl Prompt {
+    /// What `--json` says of `token`, with the `top` likeliest in its place.
+    fn report(&self, token: NewToken<'_>, top: usize) -> TokenReport {
+        let normalizer = log_sum_exp(token.logits);
+        let logprob = |id: u32| f64::from(token.logits[id as usize]) - normalizer;
+        let candidate = |id| Candidate { id, text: self.token_text(id), logprob: logprob(id) };
+        TokenReport {
+            id: token.id,
+            text: self.token_text(token.id),
+            seconds: token.elapsed.as_secs_f64(),
+            logprob: logprob(token.id),
+            top: top_k(token.logits, top).into_iter().map(candidate).collect(),
+        }
     }
 }
 
@@ -241,13 +247,13 @@ fn finish_name(finish: Finish) -> &'static str {
     }
 }
 
-fn summary(prompt: usize, prefill: Duration, generated: usize, decode: f64) -> String {
-    let one = |what: &str, n: usize, seconds: f64| {
+fn summary(prompt: usize, prefill: Duration, generated: usize, decode: Duration) -> String {
+    let one = |what: &str, n: usize, time: Duration| {
+        let seconds = time.as_secs_f64();
         let (tokens, rate) = (plural(n, "token"), n as f64 / seconds.max(1e-9));
         format!("{what}: {tokens} in {seconds:.3} s ({rate:.1} tokens/s)")
     };
-    let prompt = one("prompt", prompt, prefill.as_secs_f64());
-    // The first token is chosen from the prompt's logits.
+    let prompt = one("prompt", prompt, prefill);
     match generated {
         0 | 1 => prompt,
         n => format!("{prompt}; {}", one("decode", n - 1, decode)),

@@ -26,12 +26,15 @@ impl Default for SamplerOptions {
 pub struct Sampler {
     options: SamplerOptions,
     state: u64,
+    /// The tokens to choose from and their weights: kept for their memory.
+    ids: Vec<u32>,
+    weights: Vec<f64>,
 }
 
 impl Sampler {
     /// A sampler that starts at the seed.
     pub fn new(options: SamplerOptions) -> Self {
-        Self { options, state: options.seed }
+        Self { options, state: options.seed, ids: Vec::new(), weights: Vec::new() }
     }
 
     /// The next token. Equal logits are broken in favour of the lower id.
@@ -43,39 +46,34 @@ impl Sampler {
         if wrong > 0 || logits.is_empty() {
             return Err(Error::LogitsNotFinite { wrong, vocab_size: logits.len() });
         }
-        let random = self.options.temperature > 0.0;
-        let keep = match (random, self.options.top_k) {
-            (false, _) => 1,
-            (true, 0) => logits.len(),
-            (true, k) => k.min(logits.len()),
-        };
-        let mut ids = top_k(logits, keep);
-        if !random {
-            return Ok(ids[0]);
+        let SamplerOptions { temperature, top_k, top_p, .. } = self.options;
+        if temperature.is_nan() || temperature <= 0.0 {
+            return Ok(likeliest(logits));
         }
-        let max = f64::from(logits[ids[0] as usize]);
-        let weight = |&id: &u32| {
-            libm::exp((f64::from(logits[id as usize]) - max) / self.options.temperature)
-        };
-        let mut weights: Vec<f64> = ids.iter().map(weight).collect();
-        let total: f64 = weights.iter().sum();
+        let keep = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
+        largest_into(logits, keep, &mut self.ids);
+        let max = f64::from(logits[self.ids[0] as usize]);
+        let weight = |&id: &u32| libm::exp((f64::from(logits[id as usize]) - max) / temperature);
+        self.weights.clear();
+        self.weights.extend(self.ids.iter().map(weight));
+        let total: f64 = self.weights.iter().sum();
         let mut reached = 0.0;
-        let nucleus = weights.iter().position(|w| {
+        let nucleus = self.weights.iter().position(|w| {
             reached += w;
-            reached >= self.options.top_p * total
+            reached >= top_p * total
         });
-        let kept = nucleus.map_or(weights.len(), |last| last + 1);
-        ids.truncate(kept);
-        weights.truncate(kept);
+        let kept = nucleus.map_or(self.weights.len(), |last| last + 1);
+        self.ids.truncate(kept);
+        self.weights.truncate(kept);
 
-        let mut left = self.uniform() * weights.iter().sum::<f64>();
-        for (&id, w) in ids.iter().zip(&weights) {
+        let mut left = self.uniform() * self.weights.iter().sum::<f64>();
+        for (&id, w) in self.ids.iter().zip(&self.weights) {
             left -= w;
             if left < 0.0 {
                 return Ok(id);
             }
         }
-        Ok(ids[kept - 1])
+        Ok(self.ids[kept - 1])
     }
 
     /// A number in `[0, 1)` (SplitMix64, Steele et al. 2014).
@@ -91,20 +89,40 @@ impl Sampler {
 
 /// The ids of the `k` largest values, largest first; equal values in the order of their ids, NaN last.
 pub fn top_k(values: &[f32], k: usize) -> Vec<u32> {
+    let mut ids = Vec::new();
+    largest_into(values, k, &mut ids);
+    ids
+}
+
+/// The same in place of `ids`.
+fn largest_into(values: &[f32], k: usize, ids: &mut Vec<u32>) {
     let key = |id: &u32| {
         let v = values[*id as usize];
         if v.is_nan() { f32::NEG_INFINITY } else { v }
     };
     let by_value = |a: &u32, b: &u32| key(b).total_cmp(&key(a)).then(a.cmp(b));
-    let mut ids: Vec<u32> = (0..values.len() as u32).collect();
+    ids.clear();
+    if k == 0 {
+        return;
+    }
+    ids.extend(0..values.len() as u32);
     if k < ids.len() {
-        if k > 0 {
-            ids.select_nth_unstable_by(k - 1, by_value);
-        }
+        ids.select_nth_unstable_by(k - 1, by_value);
         ids.truncate(k);
     }
     ids.sort_unstable_by(by_value);
-    ids
+}
+
+/// The first of [`top_k`], without a list of all, where all logits are finite.
+fn likeliest(logits: &[f32]) -> u32 {
+    /// An integer for each float, in the order of `total_cmp`.
+    fn key(x: &f32) -> i32 {
+        let bits = x.to_bits() as i32;
+        bits ^ ((bits >> 31) as u32 >> 1) as i32
+    }
+    let largest = logits.iter().map(key).fold(i32::MIN, i32::max);
+    let id = logits.iter().position(|x| key(x) == largest);
+    id.expect("the largest is one of them") as u32
 }
 
 #[cfg(test)]
@@ -121,6 +139,15 @@ mod tests {
         for temperature in [0.0, -1.0, f64::NAN] {
             let options = SamplerOptions { temperature, ..SamplerOptions::default() };
             assert_eq!(draws(options, &[0.0, 3.0, -1.0, 3.0], 1), [1], "{temperature}");
+        }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_sorted() {
+        let mut logits: Vec<f32> = (0..300).map(|i| ((i * 7919) % 613) as f32 - 700.0).collect();
+        for more in [&[][..], &[-0.0], &[0.0, -0.0], &[-0.0, 0.0, 0.0], &[f32::MAX, f32::MIN]] {
+            logits.extend(more);
+            assert_eq!(likeliest(&logits), top_k(&logits, 1)[0], "{more:?}");
         }
     }
 
