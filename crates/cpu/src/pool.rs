@@ -5,6 +5,10 @@
 //! caller never waits for a worker that has not woken up yet, only for chunks that are being computed. Workers spin
 //! for a bounded time when there is nothing to do, then park.
 //!
+//! Where other programs want the cores too, a worker may be taken off its core in the middle of a chunk, and what the others
+//! have done in the meantime has to wait for it. The caller notices, and goes on [alone](Company) for a while: one thread
+//! that is never waited for gets more done than two that wait for each other.
+//!
 //! Which thread computes a chunk is left to chance, so a chunk's result must not depend on it, nor on where the
 //! chunks are cut. Jobs do not nest: a job that starts another one panics.
 
@@ -21,6 +25,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use crate::{Error, Result};
@@ -46,7 +51,7 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
     /// Held during a job: callers from several threads take turns.
-    turn: Mutex<()>,
+    turn: Mutex<Company>,
 }
 
 struct Worker {
@@ -60,7 +65,8 @@ impl Pool {
         if !(1..=MAX_THREADS).contains(&threads) {
             return Err(Error::Threads { threads, max: MAX_THREADS });
         }
-        let mut pool = Self { shared: Arc::default(), workers: Vec::new(), turn: Mutex::new(()) };
+        let (shared, turn) = (Arc::default(), Mutex::default());
+        let mut pool = Self { shared, workers: Vec::new(), turn };
         for i in 1..threads {
             let (shared, parked) = (pool.shared.clone(), Arc::<AtomicBool>::default());
             let flag = parked.clone();
@@ -112,12 +118,21 @@ impl Pool {
             (0..chunks).for_each(run);
             return;
         }
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut company = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = Instant::now();
+        if company.is_alone(start) {
+            (0..chunks).for_each(run);
+            return;
+        }
         let job = Job { run, chunks, next: AtomicUsize::new(0), panic: Mutex::new(None) };
         self.shared.open(&job);
         self.workers.iter().take(chunks - 1).for_each(Worker::wake);
-        job.work();
-        self.shared.close();
+        let own = job.work();
+        if let Some(waiting) = self.shared.close() {
+            // Whoever is still at work began its chunk before the caller found none left.
+            let chunk = (waiting - start) / own.max(1) as u32;
+            company.waited(chunk, waiting, Instant::now());
+        }
         if let Some(payload) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(payload);
         }
@@ -206,12 +221,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Claims chunks until there are none left. After a panic there are none left.
-    fn work(&self) {
-        loop {
+    /// Claims chunks until there are none left, and says how many. After a panic there are none left.
+    fn work(&self) -> usize {
+        for own in 0.. {
             let chunk = self.next.fetch_add(1, Relaxed);
             if chunk >= self.chunks {
-                return;
+                return own;
             }
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (self.run)(chunk))) {
                 self.next.store(self.chunks, Relaxed);
@@ -219,6 +234,39 @@ impl Job<'_> {
                 first.get_or_insert(payload);
             }
         }
+        unreachable!("there are not that many chunks")
+    }
+}
+
+/// Whether the caller has the workers' help, or has been let down and goes on alone for now.
+#[derive(Debug, Default)]
+struct Company {
+    /// The last time alone: until when, and for how long.
+    alone: Option<(Instant, Duration)>,
+}
+
+impl Company {
+    /// The first time alone. Each that follows soon is twice as long, up to the longest.
+    const SHORTEST: Duration = Duration::from_millis(10);
+    const LONGEST: Duration = Duration::from_millis(320);
+    /// Waking up and interrupts take this long on a machine that has nothing else to do.
+    const USUAL: Duration = Duration::from_micros(100);
+
+    fn is_alone(&self, now: Instant) -> bool {
+        self.alone.is_some_and(|(until, _)| now < until)
+    }
+
+    /// The caller had nothing left to do at `since`, and had to wait until `now` for others, who had a chunk each. If that is
+    /// far longer than a chunk takes, one of them is not on its core.
+    fn waited(&mut self, chunk: Duration, since: Instant, now: Instant) {
+        if now - since <= 2 * chunk + Self::USUAL {
+            return;
+        }
+        let pause = match self.alone {
+            Some((until, last)) if now < until + 2 * last => (2 * last).min(Self::LONGEST),
+            _ => Self::SHORTEST,
+        };
+        self.alone = Some((now + pause, pause));
     }
 }
 
@@ -262,13 +310,21 @@ impl Shared {
         self.gate.store((number + 1).wrapping_mul(JOB) | OPEN, SeqCst);
     }
 
-    /// Lets nobody in any more and waits until everybody is out.
-    fn close(&self) {
+    /// Lets nobody in any more and waits until everybody is out. Returns since when, if that took more than a moment.
+    fn close(&self) -> Option<Instant> {
         self.gate.fetch_and(!OPEN, AcqRel);
-        let mut turns = 0;
+        let (mut turns, mut since) = (0, None);
         while self.gate.load(Acquire) & INSIDE != 0 {
-            pause(&mut turns);
+            turns += 1;
+            // First on the core, then by giving it away, since the other thread may need it.
+            if turns < IDLE_SPINS {
+                hint::spin_loop();
+            } else {
+                since.get_or_insert_with(Instant::now);
+                thread::yield_now();
+            }
         }
+        since
     }
 
     /// Whether there is a job other than number `last`.
@@ -316,16 +372,6 @@ impl Shared {
                 idle = 0;
             }
         }
-    }
-}
-
-/// Waits a moment: first on the core, then by giving it away, since the other thread may need it.
-fn pause(turns: &mut u32) {
-    *turns += 1;
-    if *turns < IDLE_SPINS {
-        hint::spin_loop();
-    } else {
-        thread::yield_now();
     }
 }
 
@@ -401,6 +447,36 @@ mod tests {
             pool.fill(&mut out, columns(8, 1), |mut strip| strip.row(0)[0] += 1);
         }
         assert_eq!(out, [20; 8]);
+    }
+
+    #[test]
+    fn whoever_waits_for_long_goes_on_alone_and_longer_each_time() {
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let mut company = Company::default();
+        company.waited(ms(4), start, start + ms(8));
+        assert!(!company.is_alone(start + ms(8)), "no longer than two chunks");
+        company.waited(ms(0), start, start + ms(1));
+        assert!(company.is_alone(start + ms(10)) && !company.is_alone(start + ms(11)));
+        company.waited(ms(1), start + ms(12), start + ms(20));
+        assert!(company.is_alone(start + ms(39)) && !company.is_alone(start + ms(40)));
+        // After a time without waiting it begins anew.
+        company.waited(ms(1), start + ms(90), start + ms(100));
+        assert!(company.is_alone(start + ms(109)) && !company.is_alone(start + ms(110)));
+        for _ in 0..20 {
+            let (now, _) = company.alone.unwrap();
+            company.waited(ms(1), now, now + ms(9));
+        }
+        assert_eq!(company.alone.unwrap().1, Company::LONGEST);
+    }
+
+    #[test]
+    fn a_caller_alone_does_all_the_work() {
+        let pool = Pool::new(3).unwrap();
+        let later = Instant::now() + Duration::from_secs(60);
+        pool.turn.lock().unwrap().alone = Some((later, Company::SHORTEST));
+        let mut out = vec![pool.workers[0].handle.thread().id(); 64];
+        pool.fill(&mut out, columns(64, 1), |mut strip| strip.row(0).fill(thread::current().id()));
+        assert!(out.iter().all(|&id| id == thread::current().id()));
     }
 
     #[test]
