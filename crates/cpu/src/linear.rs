@@ -6,7 +6,7 @@
 //!
 //! Experts are the same code with one [`Group`] of rows for each, so that weights are read once for all rows that chose them.
 
-use std::{borrow::Cow, ops::Range};
+use std::ops::Range;
 
 use crate::{
     Cpu, Tensor, Weight,
@@ -138,52 +138,22 @@ impl Cpu {
         let cols = x.shape()[x.shape().len() - 1];
         match part.product {
             Product::Integer(IntegerKernel::Blocks(kernel)) => {
-                let x = Rows::of(x.rounded.q8_0.get().expect("rounded before"), cols / Q8::LEN);
-                tiles(x, group, part, rows, strip, |tile, x, out| {
+                let x = x.rounded.q8_0.get().expect("rounded before");
+                tiles(x, cols / Q8::LEN, group, part, rows, strip, |tile, x, out| {
                     part.with_tile(tile, |tile| kernel(tile, x, out))
                 });
             }
             Product::Integer(IntegerKernel::Superblocks(kernel)) => {
-                let x = Rows::of(x.rounded.q8_k.get().expect("rounded before"), cols / Q8K::LEN);
-                tiles(x, group, part, rows, strip, |tile, x, out| {
+                let x = x.rounded.q8_k.get().expect("rounded before");
+                tiles(x, cols / Q8K::LEN, group, part, rows, strip, |tile, x, out| {
                     part.with_tile(tile, |tile| kernel(tile, x, out))
                 });
             }
             Product::Float(kernel) => {
-                let x = Rows::of(x.values(), cols);
-                tiles(x, group, part, rows, strip, |tile, x, out| {
-                    part.with_floats(tile, self.kernels, |w| kernel(w, x, cols, out))
+                tiles(x.values(), cols, group, part, rows, strip, |tile, x, out| {
+                    part.with_floats(tile, self.kernels, |w| kernel(w, x, out))
                 });
             }
-        }
-    }
-}
-
-/// Activations, as a kernel reads them.
-struct Rows<'a, A> {
-    all: &'a [A],
-    /// Of one row.
-    len: usize,
-}
-
-impl<'a, A: Copy> Rows<'a, A> {
-    fn of(all: &'a [A], len: usize) -> Self {
-        Self { all, len }
-    }
-
-    /// These rows, one after the other: where they lie, if they lie so.
-    fn pick(&self, rows: &[usize]) -> Cow<'a, [A]> {
-        let is_run = rows.windows(2).all(|pair| pair[1] == pair[0] + 1);
-        match rows {
-            [first] => Cow::Borrowed(&self.all[first * self.len..][..self.len]),
-            [first, .., last] if is_run => {
-                Cow::Borrowed(&self.all[first * self.len..(last + 1) * self.len])
-            }
-            _ => rows
-                .iter()
-                .flat_map(|row| &self.all[row * self.len..][..self.len])
-                .copied()
-                .collect(),
         }
     }
 }
@@ -191,27 +161,31 @@ impl<'a, A: Copy> Rows<'a, A> {
 /// Multiplies the rows `rows` of the matrix, which are in `part`, with the activations of `group`: batch by batch, and in
 /// each batch tile by tile.
 ///
-/// `multiply` gets the number of a tile, a batch, and room for the products of each row of that with the tile's rows. Of a tile
+/// A row of activations is `len` long. `multiply` gets the number of a tile, a batch, and room for the products of each row of that with the tile's rows. Of a tile
 /// at an edge some are not wanted.
-fn tiles<A: Copy>(
-    x: Rows<'_, A>,
+fn tiles<A>(
+    x: &[A],
+    len: usize,
     group: &Group<'_>,
     part: &Part,
     rows: Range<usize>,
     strip: &mut Strip<'_, f32>,
-    multiply: impl Fn(usize, &[A], &mut [[f32; ROWS]]),
+    multiply: impl Fn(usize, &[&[A]], &mut [[f32; ROWS]]),
 ) {
     let first = group.first + strip.columns().start;
-    let batch = (BATCH_BYTES / (x.len * size_of::<A>()).max(1)).clamp(1, BATCH_ROWS);
+    let batch = (BATCH_BYTES / (len * size_of::<A>()).max(1)).clamp(1, BATCH_ROWS);
+    let mut batch_rows: [&[A]; BATCH_ROWS] = [&[]; BATCH_ROWS];
     let mut products = [[0.0; ROWS]; BATCH_ROWS];
     for (of, outs) in group.x.chunks(batch).zip(group.out.chunks(batch)) {
-        let x = x.pick(of);
-        let products = &mut products[..outs.len()];
+        let (batch, products) = (&mut batch_rows[..of.len()], &mut products[..of.len()]);
+        for (row, &index) in batch.iter_mut().zip(of) {
+            *row = &x[index * len..][..len];
+        }
         let mut row = rows.start;
         while row < rows.end {
             let (tile, r) = ((row - part.rows.start) / ROWS, (row - part.rows.start) % ROWS);
             let count = (ROWS - r).min(rows.end - row);
-            multiply(tile, &x, products);
+            multiply(tile, batch, products);
             for (&out, products) in outs.iter().zip(&*products) {
                 let out = &mut strip.row(out)[row - first..][..count];
                 out.copy_from_slice(&products[r..r + count]);

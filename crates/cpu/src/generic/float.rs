@@ -47,29 +47,28 @@ impl Float for BF16 {
     }
 }
 
-/// At most [`ROWS`] rows of weights, of `cols` elements each, against each row of `x`.
+/// At most [`ROWS`] rows of weights, one after the other, against each row of `x`.
 #[inline(always)]
-pub(crate) fn products<S: Simd, F: Float>(
-    w: &[u8],
-    x: &[f32],
-    cols: usize,
-    out: &mut [[f32; ROWS]],
-) {
-    let rows = w.len().checked_div(cols * F::BYTES).unwrap_or(0);
+pub(crate) fn products<S: Simd, F: Float>(w: &[u8], x: &[&[f32]], out: &mut [[f32; ROWS]]) {
+    let Some(cols) = x.first().map(|x| x.len()).filter(|&cols| cols > 0) else {
+        out.fill([0.0; ROWS]);
+        return;
+    };
+    let rows = w.len() / (cols * F::BYTES);
     let mut r = 0;
     if S::HAS_24_SUMS {
         while r + 4 <= rows {
-            rows_from::<S, F, 4, 6>(w, x, cols, r, out);
+            rows_from::<S, F, 4, 6>(w, x, r, out);
             r += 4;
         }
     } else {
         while r + 2 <= rows {
-            rows_from::<S, F, 2, 3>(w, x, cols, r, out);
+            rows_from::<S, F, 2, 3>(w, x, r, out);
             r += 2;
         }
     }
     while r < rows {
-        rows_from::<S, F, 1, 3>(w, x, cols, r, out);
+        rows_from::<S, F, 1, 3>(w, x, r, out);
         r += 1;
     }
 }
@@ -78,34 +77,34 @@ pub(crate) fn products<S: Simd, F: Float>(
 #[inline(always)]
 fn rows_from<S: Simd, F: Float, const R: usize, const N: usize>(
     w: &[u8],
-    x: &[f32],
-    cols: usize,
+    x: &[&[f32]],
     r: usize,
     out: &mut [[f32; ROWS]],
 ) {
+    let row_bytes = x[0].len() * F::BYTES;
     let mut rows: [&[u8]; R] = [&[]; R];
     for (i, row) in rows.iter_mut().enumerate() {
-        *row = &w[(r + i) * cols * F::BYTES..][..cols * F::BYTES];
+        *row = &w[(r + i) * row_bytes..][..row_bytes];
     }
-    let (groups, rest) = out.as_chunks_mut::<N>();
-    for (g, out) in groups.iter_mut().enumerate() {
-        block::<S, F, R, N>(rows, &x[g * N * cols..], r, out);
+    let (groups, rest) = x.as_chunks::<N>();
+    let (outs, out) = out.as_chunks_mut::<N>();
+    for (x, out) in groups.iter().zip(outs) {
+        block::<S, F, R, N>(rows, *x, r, out);
     }
-    let start = groups.len() * N;
-    for (n, out) in rest.iter_mut().enumerate() {
-        block::<S, F, R, 1>(rows, &x[(start + n) * cols..], r, std::array::from_mut(out));
+    for (&x, out) in rest.iter().zip(out) {
+        block::<S, F, R, 1>(rows, [x], r, std::array::from_mut(out));
     }
 }
 
-/// `R` rows of weights against the first `N` rows of `x`.
+/// `R` rows of weights against `N` rows of activations.
 #[inline(always)]
 fn block<S: Simd, F: Float, const R: usize, const N: usize>(
     w: [&[u8]; R],
-    x: &[f32],
+    x: [&[f32]; N],
     r: usize,
     out: &mut [[f32; ROWS]; N],
 ) {
-    let cols = w[0].len() / F::BYTES;
+    let cols = x[0].len();
     let (whole, tail) = (cols / LANES * LANES, cols % LANES);
     let mut acc = [[S::splat(0.0); N]; R];
     for i in (0..whole).step_by(LANES) {
@@ -114,7 +113,7 @@ fn block<S: Simd, F: Float, const R: usize, const N: usize>(
             lanes[r] = F::load::<S>(&w[r][i * F::BYTES..][..LANES * F::BYTES]);
         }
         for n in 0..N {
-            let x = S::load(x[n * cols + i..].first_chunk().expect("a row is as long as cols"));
+            let x = S::load(x[n][i..].first_chunk().expect("rows are of one length"));
             for r in 0..R {
                 acc[r][n] = S::fma(lanes[r], x, acc[r][n]);
             }
@@ -126,7 +125,7 @@ fn block<S: Simd, F: Float, const R: usize, const N: usize>(
             bytes[..tail * F::BYTES].copy_from_slice(&w[r][whole * F::BYTES..]);
             let lanes = F::load::<S>(&bytes);
             for n in 0..N {
-                let x = S::load(&padded(&x[n * cols + whole..][..tail]));
+                let x = S::load(&padded(&x[n][whole..][..tail]));
                 acc[r][n] = S::fma(lanes, x, acc[r][n]);
             }
         }

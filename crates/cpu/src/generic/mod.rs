@@ -108,13 +108,13 @@ macro_rules! kernels {
     (@tile $f:tt $simd:ty, $multiply:ty, $activation:ty) => {
         $crate::generic::kernels! {
             @fn $f $crate::generic::tile::products::<$simd, $multiply, $activation>,
-            (tile: &[$crate::tile::Line], x: &[$activation], out: &mut [[f32; $crate::tile::ROWS]])
+            (tile: &[$crate::tile::Line], x: &[&[$activation]], out: &mut [[f32; $crate::tile::ROWS]])
         }
     };
     (@float $f:tt $simd:ty, $float:ty) => {
         $crate::generic::kernels! {
             @fn $f $crate::generic::float::products::<$simd, $float>,
-            (w: &[u8], x: &[f32], cols: usize, out: &mut [[f32; $crate::tile::ROWS]])
+            (w: &[u8], x: &[&[f32]], out: &mut [[f32; $crate::tile::ROWS]])
         }
     };
     (@attention $f:tt $simd:ty, $element:ty) => {

@@ -132,7 +132,7 @@ fn a_product_of_floats_is_lanes_then_a_tree_for_any_number_of_rows() {
                 for isa in Isa::available() {
                     let kernel = isa.kernels().unwrap().float(dtype).unwrap();
                     let mut out = vec![[f32::NAN; ROWS]; n];
-                    kernel(&bytes, &x, len, &mut out);
+                    kernel(&bytes, &x.chunks_exact(len).collect::<Vec<_>>(), &mut out);
                     for (n, out) in out.iter().enumerate() {
                         let expected: Vec<f32> = (0..rows).map(|r| dot(r, n)).collect();
                         let found = &out[..rows];
@@ -315,12 +315,12 @@ fn products(
         IntegerKernel::Blocks(kernel) => {
             let mut rounded = vec![Q8::UNWRITTEN; x.len() / Q8::LEN];
             (kernels.quantize_q8_0)(&x, &mut rounded);
-            kernel(tile, &rounded, &mut out);
+            kernel(tile, &rounded.chunks_exact(rounded.len() / n).collect::<Vec<_>>(), &mut out);
         }
         IntegerKernel::Superblocks(kernel) => {
             let mut rounded = vec![Q8K::UNWRITTEN; x.len() / Q8K::LEN];
             (kernels.quantize_q8_k)(&x, &mut rounded);
-            kernel(tile, &rounded, &mut out);
+            kernel(tile, &rounded.chunks_exact(rounded.len() / n).collect::<Vec<_>>(), &mut out);
         }
     }
     out.into_flattened()

@@ -38,39 +38,28 @@ pub(crate) struct Superblocks<T>(T);
 #[inline(always)]
 pub(crate) fn products<S: Simd, M: Multiply<A>, A>(
     tile: &[Line],
-    mut x: &[A],
-    mut out: &mut [[f32; ROWS]],
+    x: &[&[A]],
+    out: &mut [[f32; ROWS]],
 ) {
-    let Some(len) = x.len().checked_div(out.len()) else { return };
-    while out.len() >= 8 {
-        (x, out) = some::<S, M, A, 8>(tile, x, out, len);
-    }
-    if out.len() >= 4 {
-        (x, out) = some::<S, M, A, 4>(tile, x, out, len);
-    }
-    if out.len() >= 2 {
-        (x, out) = some::<S, M, A, 2>(tile, x, out, len);
-    }
-    if !out.is_empty() {
-        some::<S, M, A, 1>(tile, x, out, len);
-    }
+    let (x, out) = groups_of::<S, M, A, 8>(tile, x, out);
+    let (x, out) = groups_of::<S, M, A, 4>(tile, x, out);
+    let (x, out) = groups_of::<S, M, A, 2>(tile, x, out);
+    groups_of::<S, M, A, 1>(tile, x, out);
 }
 
-/// The first `N` rows, of `len` blocks each. Returns what is left.
+/// `N` rows at a time. Returns what is left.
 #[inline(always)]
-fn some<'x, 'o, S: Simd, M: Multiply<A>, A, const N: usize>(
+fn groups_of<'x, 'o, S: Simd, M: Multiply<A>, A, const N: usize>(
     tile: &[Line],
-    x: &'x [A],
+    x: &'x [&'x [A]],
     out: &'o mut [[f32; ROWS]],
-    len: usize,
-) -> (&'x [A], &'o mut [[f32; ROWS]]) {
-    let mut rows: [&[A]; N] = [&[]; N];
-    for (n, row) in rows.iter_mut().enumerate() {
-        *row = &x[n * len..][..len];
+) -> (&'x [&'x [A]], &'o mut [[f32; ROWS]]) {
+    let (groups, x) = x.as_chunks::<N>();
+    let (outs, out) = out.as_chunks_mut::<N>();
+    for (group, out) in groups.iter().zip(outs) {
+        *out = M::multiply::<S, N>(tile, *group);
     }
-    let (now, left) = out.split_at_mut(N);
-    now.copy_from_slice(&M::multiply::<S, N>(tile, rows));
-    (&x[N * len..], left)
+    (x, out)
 }
 
 impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
