@@ -5,11 +5,15 @@ mod machine;
 mod measure;
 mod observers;
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, ensure};
 use apr_cpu::{Cpu, Isa};
-use apr_model::{Backend, Costs, Model, read_config};
+use apr_format::{Checkpoint, File};
+use apr_model::{Backend, Config, Costs, Model, read_config};
 use apr_report::bench::{BenchReport, Load, Memory, Peaks, PeaksLine, ResultLine};
 use apr_tokenizer::Tokenizer;
 
@@ -111,71 +115,57 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         threads => threads.to_vec(),
     };
     let theirs = args.output.compare.as_deref().map(LlamaBench::read).transpose()?;
-    let start = Instant::now();
-    let checkpoint = engine::open_runnable(&args.model)?;
-    let open_seconds = start.elapsed().as_secs_f64();
-    runs.refuse_what_does_not_fit(&read_config(&checkpoint)?)?;
-    let start = Instant::now();
-    let tokenizer = Tokenizer::from_checkpoint(&checkpoint).ok();
-    let tokenizer_seconds = tokenizer.map(|_| start.elapsed().as_secs_f64());
+    let opened = Opened::new(&args.model)?;
+    let (checkpoint, config) = (&opened.checkpoint, &opened.config);
+    runs.refuse_what_does_not_fit(config)?;
 
-    let progress = Progress::new((threads.len() * runs.tokens()) as u64, "tokens");
     let before = Moment::now();
-    let (mut measured, mut first) = (Vec::new(), None);
-    let (mut peak_resident_bytes, mut observers) = (None, None);
-    for (i, &threads_now) in threads.iter().enumerate() {
+    let progress = Progress::new((threads.len() * runs.tokens()) as u64, "tokens");
+    let (mut loaded, mut first_load, mut measured) = (None, None, Vec::new());
+    for &threads in &threads {
+        // Two at once would be twice the memory.
+        drop(loaded.take());
         let start = Instant::now();
-        let cpu = Cpu::new(args.backend.options(threads_now).cpu()?)?;
-        let model = Model::load(cpu, &checkpoint)?;
+        let cpu = Cpu::new(args.backend.options(threads).cpu()?)?;
+        let model = Model::load(cpu, checkpoint)?;
         let weights_seconds = start.elapsed().as_secs_f64();
-        if first.is_none() {
-            let first_token_seconds = measure::first_token(&model, SHORT_PROMPT)?;
-            let parts = [open_seconds, tokenizer_seconds.unwrap_or(0.0), weights_seconds];
-            let load = Load {
-                open_seconds,
-                tokenizer_seconds,
-                weights_seconds,
-                first_token_seconds,
-                start_to_first_token_seconds: parts.iter().sum::<f64>() + first_token_seconds,
-                prompt_tokens: SHORT_PROMPT,
-                threads: threads_now,
-            };
-            first = Some((load, model.backend().info(), model.plan().fingerprint().to_owned()));
+        if first_load.is_none() {
+            first_load = Some(opened.first_load(&model, weights_seconds)?);
         }
-        let costs = Costs::of(&model, &checkpoint)?;
+        let costs = Costs::of(&model, checkpoint)?;
         measured.extend(measure::measure(&model, &costs, &runs, &progress)?);
-        if i + 1 == threads.len() {
-            // Before captures and the probe, which need memory of their own.
-            let cache_bytes = costs.cache_bytes(runs.positions());
-            peak_resident_bytes = Some((machine::peak_resident(), cache_bytes));
-            progress.finish();
-            if args.lengths.observers {
-                observers = Some(observers::measure(&model, &checkpoint, &runs)?);
-            }
-        }
+        loaded = Some((model, costs));
     }
+    progress.finish();
+    let (model, costs) = loaded.context("no number of threads was given")?;
+    let load = first_load.context("no number of threads was given")?;
+    let memory = Memory {
+        // Before captures and the probe, which need memory of their own.
+        peak_resident_bytes: machine::peak_resident(),
+        file_bytes: checkpoint.files().iter().map(File::size).sum(),
+        tensor_bytes: checkpoint.tensors().map(|(_, stored)| stored.bytes().len() as u64).sum(),
+        cache_bytes: costs.cache_bytes(runs.positions()),
+        cache_positions: runs.positions(),
+    };
+    let observers = match args.lengths.observers {
+        true => Some(observers::measure(&model, checkpoint, &runs)?),
+        false => None,
+    };
     let after = Moment::now();
-    let (load, info, plan) = first.context("there is at least one number of threads")?;
-    let (peak_resident_bytes, cache_bytes) = peak_resident_bytes.unwrap_or_default();
+    let (info, isa) = (model.backend().info(), model.backend().isa());
+    let plan = model.plan().fingerprint().to_owned();
+    drop(model);
 
     let peaks = match args.lengths.no_probe {
         true => None,
-        false => Some(peaks(&threads, info.isa.parse()?)?),
+        false => Some(peaks(&threads, isa)?),
     };
     let results: Vec<ResultLine> = measured.iter().map(|m| m.line(peaks.as_ref())).collect();
-    let tensors = checkpoint.tensors().map(|(_, stored)| stored.bytes().len() as u64);
-    let memory = Memory {
-        peak_resident_bytes,
-        file_bytes: checkpoint.files().iter().map(|file| file.size()).sum(),
-        tensor_bytes: tensors.sum(),
-        cache_bytes,
-        cache_positions: runs.positions(),
-    };
     let report = BenchReport {
         schema: "apr-bench/1",
         model: checkpoint.path().display().to_string(),
         container: checkpoint.container().to_string(),
-        architecture: read_config(&checkpoint)?.architecture.name(),
+        architecture: config.architecture.name(),
         backend: info.name,
         activations: args.backend.activations(),
         kv: info.kv.name(),
@@ -198,7 +188,45 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
     Ok(report.comparison.map_or(Exit::Success, |c| Exit::of_verdict(c.exit_code())))
 }
 
-/// The limits of this machine, with a note on stderr since it takes seconds.
+/// A model that no backend has yet, and how long it took to come so far.
+struct Opened {
+    checkpoint: Checkpoint,
+    config: Config,
+    open_seconds: f64,
+    tokenizer_seconds: Option<f64>,
+}
+
+impl Opened {
+    fn new(path: &Path) -> Result<Self> {
+        let start = Instant::now();
+        let checkpoint = engine::open_runnable(path)?;
+        let open_seconds = start.elapsed().as_secs_f64();
+        let config = read_config(&checkpoint)?;
+        let start = Instant::now();
+        let tokenizer = Tokenizer::from_checkpoint(&checkpoint);
+        let tokenizer_seconds = tokenizer.is_ok().then(|| start.elapsed().as_secs_f64());
+        Ok(Self { checkpoint, config, open_seconds, tokenizer_seconds })
+    }
+
+    /// The way from here to the first token of a short prompt on `model`, which has just been loaded.
+    fn first_load(&self, model: &Model<Cpu>, weights_seconds: f64) -> Result<Load> {
+        let Self { open_seconds, tokenizer_seconds, .. } = *self;
+        let prompt_tokens = SHORT_PROMPT.min(self.config.max_position_embeddings);
+        let first_token_seconds = measure::first_token(model, prompt_tokens)?;
+        let before = open_seconds + tokenizer_seconds.unwrap_or(0.0) + weights_seconds;
+        Ok(Load {
+            open_seconds,
+            tokenizer_seconds,
+            weights_seconds,
+            first_token_seconds,
+            start_to_first_token_seconds: before + first_token_seconds,
+            prompt_tokens,
+            threads: model.backend().info().threads,
+        })
+    }
+}
+
+/// The limits of this machine.
 fn peaks(threads: &[usize], isa: Isa) -> Result<Peaks> {
     let progress = Progress::new(threads.len() as u64, "probing the machine");
     let mut by_threads = Vec::new();

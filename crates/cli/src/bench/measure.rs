@@ -5,8 +5,8 @@ use std::{ops::ControlFlow, time::Instant};
 use anyhow::{Result, ensure};
 use apr_capture::StepSize;
 use apr_model::{
-    Backend, Cache, Config, Cost, Costs, GenerateOptions, LogitRows, Model, Observer, Phase,
-    Sampler, SamplerOptions, StepInput, Unobserved, generate,
+    Backend, Cache, Config, Cost, Costs, GenerateOptions, LogitRows, Model, NewToken, Observer,
+    Phase, Sampler, SamplerOptions, StepInput, Unobserved, generate,
 };
 use apr_report::bench::{Peaks, ResultLine, Work};
 
@@ -114,14 +114,9 @@ pub(super) fn measure<B: Backend>(
     let mut all = Vec::new();
     for &depth in &runs.depths {
         let filled = cache.len();
-        for step in runs.steps(Kind::Prefill, depth - filled, filled) {
-            self::step(
-                model,
-                Kind::Prefill,
-                StepSize { logit_rows: 0, ..step },
-                &mut cache,
-                &mut Unobserved,
-            )?;
+        for (chunk, step) in runs.steps(Kind::Prefill, depth - filled, filled).iter().enumerate() {
+            let step = StepSize { logit_rows: 0, ..*step };
+            self::step(model, Kind::Prefill, chunk, step, &mut cache, &mut Unobserved)?;
             progress.advance_by(step.tokens as u64);
         }
         for (kind, tokens) in runs.each() {
@@ -161,7 +156,7 @@ pub(super) fn first_token<B: Backend>(model: &Model<B>, tokens: usize) -> Result
     let mut cache = model.cache(tokens)?;
     let options = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
     let mut sampler = Sampler::new(SamplerOptions::default());
-    let done = &mut |_: apr_model::NewToken<'_>| ControlFlow::Break(());
+    let done = &mut |_: NewToken<'_>| ControlFlow::Continue(());
     generate(model, &mut cache, &prompt, &options, &mut sampler, &mut Unobserved, done)?;
     Ok(start.elapsed().as_secs_f64())
 }
@@ -174,12 +169,14 @@ pub(super) fn run<B: Backend>(
     cache: &mut Cache<B>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    steps.iter().try_for_each(|&size| step(model, kind, size, cache, observer))
+    let mut steps = steps.iter().enumerate();
+    steps.try_for_each(|(i, &size)| step(model, kind, i, size, cache, observer))
 }
 
 fn step<B: Backend>(
     model: &Model<B>,
     kind: Kind,
+    index: usize,
     size: StepSize,
     cache: &mut Cache<B>,
     observer: &mut dyn Observer,
@@ -187,9 +184,12 @@ fn step<B: Backend>(
     let StepSize { first_position, tokens, logit_rows } = size;
     let tokens: Vec<u32> =
         (first_position..first_position + tokens).map(|i| token(i, model)).collect();
-    let phase = if kind == Kind::Prefill { Phase::Prefill } else { Phase::Decode };
+    let (phase, chunk) = match kind {
+        Kind::Prefill => (Phase::Prefill, index),
+        Kind::Decode => (Phase::Decode, 0),
+    };
     let logits = if logit_rows == 0 { LogitRows::None } else { LogitRows::Last };
-    model.step(StepInput { tokens: &tokens, phase, chunk: 0, logits }, cache, observer)?;
+    model.step(StepInput { tokens: &tokens, phase, chunk, logits }, cache, observer)?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
-//! Audits as text, as JSON and as a page: of captures by Hugging Face, with the right weights and with wrong ones.
+//! Reports as text, as JSON and as a page: mostly audits of captures by Hugging Face, with the right weights and with wrong ones.
 
+mod bench;
 mod bisect;
 mod file_check;
 mod page;
