@@ -48,6 +48,7 @@ fn what_is_no_model_is_refused_by_every_command() {
         let name = Path::new(path).file_name().unwrap().to_str().unwrap();
         refused(["run", path, "-p", "x"], &[name, word]);
         refused(["trace", path, "-p", "x"], &[name, word]);
+        refused(["bench", path], &[name, word]);
         refused(["inspect", path], &[name, word]);
     }
     refused(["run", &no_config, "-p", "x"], &["config.json"]);
