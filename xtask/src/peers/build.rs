@@ -180,7 +180,8 @@ fn show(command: &mut Command) -> Result<()> {
 /// What `command` prints; if it fails, the end of what it complains of is the error.
 pub(super) fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| program.clone())?;
+    // The end of a complaint is to be what is wrong, not where in the program.
+    let output = command.env("RUST_BACKTRACE", "0").output().with_context(|| program.clone())?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
         let last = complaint.lines().map(str::trim).rfind(|line| !line.is_empty());
