@@ -179,7 +179,7 @@ fn show(command: &mut Command) -> Result<()> {
 
 /// What `command` prints; if it fails, the end of what it complains of is the error.
 pub(super) fn output(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
+    let program = name_of(command);
     // The end of a complaint is to be what is wrong, not where in the program.
     let output = command.env("RUST_BACKTRACE", "0").output().with_context(|| program.clone())?;
     if !output.status.success() {
@@ -190,9 +190,14 @@ pub(super) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{program} printed no UTF-8"))
 }
 
+fn name_of(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()
+}
+
 /// The first line that `command` says, on either stream.
 pub(super) fn said(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
+    let program = name_of(command);
     let output = command.output().with_context(|| program.clone())?;
     if !output.status.success() {
         bail!("{program}: {}", output.status);
