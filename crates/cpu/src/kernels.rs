@@ -32,13 +32,21 @@ pub(crate) enum IntegerKernel {
     Superblocks(TileKernel<Q8K>),
 }
 
+/// Scores of several rows of queries, `[head_dim, rows]`.
+pub(crate) type Scores<E> =
+    fn(queries: &[f32], rows: usize, keys: &[E], scale: f32, out: &mut [f32]);
+
+/// Sums of values for several rows of weights, each of which sees a number of positions.
+pub(crate) type WeightedSums<E> =
+    fn(weights: &[f32], seen: &[usize], values: &[E], out: &mut [f32]);
+
 /// Attention over one head's cache in type `E`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionKernels<E> {
     /// See [`generic::attention::scores`](crate::generic::attention::scores).
-    pub(crate) scores: fn(query: &[f32], keys: &[E], scale: f32, out: &mut [f32]),
-    /// See [`generic::attention::weighted_sum`](crate::generic::attention::weighted_sum).
-    pub(crate) weighted_sum: fn(weights: &[f32], values: &[E], out: &mut [f32]),
+    pub(crate) scores: Scores<E>,
+    /// See [`generic::attention::weighted_sums`](crate::generic::attention::weighted_sums).
+    pub(crate) weighted_sums: WeightedSums<E>,
 }
 
 /// All kernels of one instruction set.

@@ -1,15 +1,18 @@
 //! The cached keys and values of one layer.
+//!
+//! A head's keys are kept in blocks of [`LANES`] positions, channel by channel, so that the scores of a block are the lanes of a
+//! vector; its values are kept position by position, in whole vectors of channels.
 
 use apr_model::{KvShape, LayerKv};
-use half::{f16, slice::HalfFloatSliceExt};
+use half::f16;
 
 use crate::{
     KvType, Tensor,
-    generic::lanes::Element,
+    generic::{LANES, lanes::Element},
     kernels::{AttentionKernels, Kernels},
 };
 
-/// The keys and values of one layer. Each head's rows are contiguous: a query reads one stream of memory.
+/// The keys and values of one layer. Those of a head are contiguous: a tile of queries reads two streams of memory.
 #[derive(Clone, Debug)]
 pub struct Kv {
     pub(crate) shape: KvShape,
@@ -24,11 +27,16 @@ enum Cells {
     F32(KeysAndValues<f32>),
 }
 
-/// `[heads, capacity, head_dim]` each.
 #[derive(Clone, Debug)]
 struct KeysAndValues<E> {
+    /// `[heads, blocks, head_dim, LANES]`
     keys: Vec<E>,
+    /// `[heads, blocks * LANES, width]`
     values: Vec<E>,
+    blocks: usize,
+    head_dim: usize,
+    /// `head_dim`, filled up to whole vectors with zeros.
+    width: usize,
 }
 
 /// One head's keys and values, with the kernels for their type.
@@ -40,6 +48,7 @@ pub(crate) enum Head<'a> {
 pub(crate) struct HeadOf<'a, E> {
     keys: &'a [E],
     values: &'a [E],
+    cells: &'a KeysAndValues<E>,
     kernels: AttentionKernels<E>,
 }
 
@@ -57,27 +66,22 @@ impl Kv {
         self.len
     }
 
+    /// Channels of a value as it is kept.
+    pub(crate) fn width(&self) -> usize {
+        width(self.shape)
+    }
+
     /// Appends rows `[n, heads, head_dim]`.
     pub(crate) fn append(&mut self, k: &Tensor, v: &Tensor) {
         let n = k.rows();
         assert!(self.len + n <= self.capacity, "the model checks the capacity before a step");
-        for head in 0..self.shape.heads {
-            for row in 0..n {
-                let from = (row * self.shape.heads + head) * self.shape.head_dim;
-                let from = from..from + self.shape.head_dim;
-                let to = (head * self.capacity + self.len + row) * self.shape.head_dim;
-                let to = to..to + self.shape.head_dim;
-                let (k, v) = (&k.values()[from.clone()], &v.values()[from]);
-                match &mut self.cells {
-                    Cells::F16(cells) => {
-                        cells.keys[to.clone()].convert_from_f32_slice(k);
-                        cells.values[to].convert_from_f32_slice(v);
-                    }
-                    Cells::F32(cells) => {
-                        cells.keys[to.clone()].copy_from_slice(k);
-                        cells.values[to].copy_from_slice(v);
-                    }
-                }
+        let KvShape { heads, head_dim } = self.shape;
+        let rows = k.values().chunks_exact(head_dim).zip(v.values().chunks_exact(head_dim));
+        for (i, (k, v)) in rows.enumerate() {
+            let (position, head) = (self.len + i / heads, i % heads);
+            match &mut self.cells {
+                Cells::F16(cells) => cells.put(head, position, k, v),
+                Cells::F32(cells) => cells.put(head, position, k, v),
             }
         }
         self.len += n;
@@ -85,11 +89,9 @@ impl Kv {
 
     /// The keys and values of one head.
     pub(crate) fn head(&self, head: usize, kernels: &Kernels) -> Head<'_> {
-        let start = head * self.capacity * self.shape.head_dim;
-        let range = start..start + self.len * self.shape.head_dim;
         match &self.cells {
-            Cells::F16(cells) => Head::F16(cells.head(range, kernels.attention_f16)),
-            Cells::F32(cells) => Head::F32(cells.head(range, kernels.attention_f32)),
+            Cells::F16(cells) => Head::F16(cells.head(head, kernels.attention_f16)),
+            Cells::F32(cells) => Head::F32(cells.head(head, kernels.attention_f32)),
         }
     }
 }
@@ -101,31 +103,76 @@ impl LayerKv for Kv {
     }
 }
 
+fn width(shape: KvShape) -> usize {
+    shape.head_dim.next_multiple_of(LANES)
+}
+
 impl<E: Element> KeysAndValues<E> {
     fn new(shape: KvShape, capacity: usize) -> Self {
-        let zeros = || E::zeros(shape.heads * capacity * shape.head_dim);
-        Self { keys: zeros(), values: zeros() }
+        let KvShape { heads, head_dim } = shape;
+        let (blocks, width) = (capacity.div_ceil(LANES), width(shape));
+        Self {
+            keys: E::zeros(heads * blocks * LANES * head_dim),
+            values: E::zeros(heads * blocks * LANES * width),
+            blocks,
+            head_dim,
+            width,
+        }
     }
 
-    fn head(&self, range: std::ops::Range<usize>, kernels: AttentionKernels<E>) -> HeadOf<'_, E> {
-        HeadOf { keys: &self.keys[range.clone()], values: &self.values[range], kernels }
+    fn put(&mut self, head: usize, position: usize, k: &[f32], v: &[f32]) {
+        let start = (head * self.blocks * LANES + position) * self.width;
+        E::narrow(v, &mut self.values[start..][..v.len()]);
+
+        let block = head * self.blocks + position / LANES;
+        let block = &mut self.keys.as_chunks_mut::<LANES>().0[block * self.head_dim..];
+        for (k, channels) in k.chunks(LANES).zip(block.chunks_mut(LANES)) {
+            let mut narrow = [E::default(); LANES];
+            E::narrow(k, &mut narrow[..k.len()]);
+            for (channel, &k) in channels.iter_mut().zip(&narrow[..k.len()]) {
+                channel[position % LANES] = k;
+            }
+        }
+    }
+
+    fn head(&self, head: usize, kernels: AttentionKernels<E>) -> HeadOf<'_, E> {
+        let positions = self.blocks * LANES;
+        HeadOf {
+            keys: &self.keys[head * positions * self.head_dim..][..positions * self.head_dim],
+            values: &self.values[head * positions * self.width..][..positions * self.width],
+            cells: self,
+            kernels,
+        }
     }
 }
 
 impl Head<'_> {
-    /// The scaled scores of `query` and the first `out.len()` keys.
-    pub(crate) fn scores(&self, query: &[f32], scale: f32, out: &mut [f32]) {
+    /// The scaled scores of `rows` queries, `[head_dim, rows]`, and as many positions as fit in `out`, `[rows, positions]`: whole blocks.
+    pub(crate) fn scores(&self, queries: &[f32], rows: usize, scale: f32, out: &mut [f32]) {
         match self {
-            Self::F16(head) => (head.kernels.scores)(query, head.keys, scale, out),
-            Self::F32(head) => (head.kernels.scores)(query, head.keys, scale, out),
+            Self::F16(head) => head.scores(queries, rows, scale, out),
+            Self::F32(head) => head.scores(queries, rows, scale, out),
         }
     }
 
-    /// The sum of the first `weights.len()` values, weighted.
-    pub(crate) fn weighted_sum(&self, weights: &[f32], out: &mut [f32]) {
+    /// The weighted sums of values, `[rows, width]`, of which row `r` sees the first `seen[r]`. Weights are `[rows, positions]`.
+    pub(crate) fn weighted_sums(&self, weights: &[f32], seen: &[usize], out: &mut [f32]) {
         match self {
-            Self::F16(head) => (head.kernels.weighted_sum)(weights, head.values, out),
-            Self::F32(head) => (head.kernels.weighted_sum)(weights, head.values, out),
+            Self::F16(head) => head.weighted_sums(weights, seen, out),
+            Self::F32(head) => head.weighted_sums(weights, seen, out),
         }
+    }
+}
+
+impl<E: Element> HeadOf<'_, E> {
+    fn scores(&self, queries: &[f32], rows: usize, scale: f32, out: &mut [f32]) {
+        let keys = &self.keys[..out.len() / rows * self.cells.head_dim];
+        (self.kernels.scores)(queries, rows, keys, scale, out);
+    }
+
+    fn weighted_sums(&self, weights: &[f32], seen: &[usize], out: &mut [f32]) {
+        let longest = seen.iter().copied().max().unwrap_or_default();
+        let values = &self.values[..longest * self.cells.width];
+        (self.kernels.weighted_sums)(weights, seen, values, out);
     }
 }

@@ -5,7 +5,8 @@
 //! on who looks. To that end every sum has one order, which is part of its kernel's contract:
 //!
 //! - quantised weights: integers within a block, one chain of fused multiply-adds over blocks (`generic::tile`);
-//! - float weights, scores, norms: 16 lanes, then a tree (`generic::lanes`);
+//! - float weights, norms: 16 lanes, then a tree (`generic::float`, `generic::norm`);
+//! - attention: a chain over channels for a score, over positions for a result (`generic::attention`);
 //! - exponentials: our own polynomial (`generic::exp`).
 //!
 //! Read `generic/` for the algorithms; `x86_64/` and `aarch64/` hold what compilers do badly. [`Isa`] picks a table of
@@ -117,7 +118,7 @@ impl Cpu {
         let threads =
             threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
         let (kernels, repack) = (isa.kernels()?, !no_repack);
-        let (pool, memory) = (Pool::new(threads)?, Memory::new(threads));
+        let (pool, memory) = (Pool::new(threads)?, Memory::new());
         Ok(Self { isa, kernels, pool, memory, activations, kv, repack })
     }
 

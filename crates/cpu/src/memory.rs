@@ -62,20 +62,15 @@ pub(crate) struct Memory {
     indices: Arc<Store<usize>>,
     q8_0: Arc<Store<Q8>>,
     q8_k: Arc<Store<Q8K>>,
-    /// What threads need for themselves within a job. Apart from the others, or it would be left to chance how many of those
-    /// are there when they are asked for.
-    scratch: Arc<Store<f32>>,
 }
 
 impl Memory {
-    /// Memory for a backend of `threads` threads.
-    pub(crate) fn new(threads: usize) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            floats: Store::new(1, MOST_KEPT),
-            indices: Store::new(1, MOST_KEPT),
-            q8_0: Store::new(1, MOST_KEPT),
-            q8_k: Store::new(1, MOST_KEPT),
-            scratch: Store::new(threads, MOST_KEPT),
+            floats: Store::new(MOST_KEPT),
+            indices: Store::new(MOST_KEPT),
+            q8_0: Store::new(MOST_KEPT),
+            q8_k: Store::new(MOST_KEPT),
         }
     }
 
@@ -83,19 +78,12 @@ impl Memory {
     pub(crate) fn buffer<T: Plain>(&self, len: usize) -> Buffer<T> {
         T::store(self).take(len)
     }
-
-    /// The same, for one thread within a job.
-    pub(crate) fn scratch(&self, len: usize) -> Buffer<f32> {
-        self.scratch.take(len)
-    }
 }
 
 /// Memory of one type, given out and taken back.
 #[derive(Debug)]
 pub(crate) struct Store<T> {
     free: Mutex<Free<T>>,
-    /// How many buffers are made at a time: as many as may be in use together by chance.
-    batch: usize,
     /// The most bytes that are kept for later.
     most: usize,
 }
@@ -108,9 +96,9 @@ struct Free<T> {
 }
 
 impl<T: Plain> Store<T> {
-    fn new(batch: usize, most: usize) -> Arc<Self> {
+    fn new(most: usize) -> Arc<Self> {
         let free = Free { by_class: [const { Vec::new() }; _], bytes: 0 };
-        Arc::new(Self { free: Mutex::new(free), batch, most })
+        Arc::new(Self { free: Mutex::new(free), most })
     }
 
     fn free(&self) -> MutexGuard<'_, Free<T>> {
@@ -120,10 +108,7 @@ impl<T: Plain> Store<T> {
     fn take(self: &Arc<Self>, len: usize) -> Buffer<T> {
         let capacity = len.max(1).next_power_of_two();
         let kept = self.free().take(capacity);
-        let mut values = kept.unwrap_or_else(|| {
-            (1..self.batch).for_each(|_| self.give(Vec::with_capacity(capacity)));
-            Vec::with_capacity(capacity)
-        });
+        let mut values = kept.unwrap_or_else(|| Vec::with_capacity(capacity));
         if cfg!(debug_assertions) {
             values.clear();
         }
@@ -206,7 +191,7 @@ mod tests {
 
     #[test]
     fn memory_comes_back_and_is_given_out_again() {
-        let memory = Memory::new(1);
+        let memory = Memory::new();
         let first = floats(&memory, 1000);
         let place = first.as_ptr();
         drop(first);
@@ -220,22 +205,15 @@ mod tests {
 
     #[test]
     fn what_nobody_wrote_shows_in_debug_builds() {
-        let memory = Memory::new(1);
+        let memory = Memory::new();
         floats(&memory, 8).fill(1.0);
         let again = floats(&memory, 7);
         assert!(!cfg!(debug_assertions) || again.iter().all(|x| x.is_nan()));
     }
 
     #[test]
-    fn scratch_for_one_thread_is_scratch_for_all() {
-        let memory = Memory::new(3);
-        drop(memory.scratch(10));
-        assert_eq!(memory.scratch.free().by_class[4].len(), 3);
-    }
-
-    #[test]
     fn no_more_is_kept_than_the_limit_and_small_buffers_rather_than_large_ones() {
-        let store: Arc<Store<f32>> = Store::new(1, 8 * size_of::<f32>());
+        let store: Arc<Store<f32>> = Store::new(8 * size_of::<f32>());
         let kept = || store.free().bytes / size_of::<f32>();
         let [small, a, b] = [1, 4, 4].map(|len| store.take(len));
         drop((a, b));
@@ -248,7 +226,7 @@ mod tests {
 
     #[test]
     fn memory_outlives_its_backend() {
-        let memory = Memory::new(1);
+        let memory = Memory::new();
         let mut buffer = floats(&memory, 3);
         drop(memory);
         buffer.fill(1.0);

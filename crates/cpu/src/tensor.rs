@@ -30,11 +30,6 @@ impl Tensor {
         Self::new(&*value.shape, values)
     }
 
-    /// The same values under another shape.
-    pub(crate) fn with_shape(self, shape: impl Into<Shape>) -> Self {
-        Self::of(shape.into(), self.values)
-    }
-
     /// The dimensions, row-major.
     pub fn shape(&self) -> &[usize] {
         &self.shape

@@ -17,8 +17,8 @@ use apr_testkit::{
 /// What f32 may leave unexplained in a stage.
 ///
 /// A sum of `n` rounded products in a tree of 16 lanes is off by at most `(n / 16 + 4) * 2^-24` of the sum of their magnitudes,
-/// and on average by the root of that count: for `n` up to 1024 about 5e-7 of the result's norm. Elementwise stages
-/// round a handful of times, 6e-8 each.
+/// and on average by the root of that count: for `n` up to 1024 about 5e-7 of the result's norm. A score is a chain of `n` roundings
+/// with `n` at most 64, which comes to the same. Elementwise stages round a handful of times, 6e-8 each.
 const UNEXPLAINED: f64 = 1e-6;
 
 fn files() -> Vec<String> {

@@ -2,7 +2,8 @@
 
 use apr_cpu::{Activations, Cpu, CpuOptions, Isa, KvType};
 use apr_model::{
-    AttentionInner, Backend, HostTensor, Inner, KvShape, RopeFrequencies, Site, Stage, Values,
+    AttentionInner, Backend, HostTensor, Inner, KvShape, LayerKv, RopeFrequencies, Site, Stage,
+    Values,
 };
 use apr_reference::{Arithmetic, Reference};
 use apr_tensor::{DType, Shape, Stored};
@@ -340,9 +341,14 @@ fn attention_is_the_reference_and_prefill_is_decode() {
     let mut random = Random(29);
     for kv in [KvType::F16, KvType::F32] {
         let reference = Reference::<f64>::new(Arithmetic::CPU.with_kv(kv.dtype()));
-        for (n, heads, kv_heads, head_dim) in
-            [(1, 1, 1, 1), (5, 4, 2, 20), (33, 6, 3, 64), (7, 2, 2, 130)]
-        {
+        for (n, heads, kv_heads, head_dim) in [
+            (1, 1, 1, 1),
+            (5, 4, 2, 20),
+            (33, 6, 3, 64),
+            (7, 2, 2, 130),
+            (19, 14, 2, 16),
+            (3, 22, 2, 8),
+        ] {
             let q = random.tensor(&[n, heads, head_dim]);
             let (k, v) =
                 (random.tensor(&[n, kv_heads, head_dim]), random.tensor(&[n, kv_heads, head_dim]));
@@ -371,10 +377,10 @@ fn attention_is_the_reference_and_prefill_is_decode() {
             let mut first = None;
             for cpu in twins(CpuOptions { kv, ..CpuOptions::default() }) {
                 let found = run(&cpu, [&q, &k, &v], shape, scale);
-                // Elements are at most 10, so a score is at most 100 * sqrt(head_dim), and its sum rounds
-                // head_dim / 16 + 6 times. The softmax turns an absolute error of a score into a relative one.
+                // Elements are at most 10, so a score is at most 100 * sqrt(head_dim), and its sum rounds head_dim times; so do
+                // the scale and the product with it. The softmax turns an absolute error of a score into a relative one.
                 let size = 100.0 * (head_dim as f64).sqrt();
-                let score = (head_dim / 16 + 7) as f64 * EPS / 2.0 * size;
+                let score = (head_dim + 2) as f64 * EPS / 2.0 * size;
                 let softmax = 2.0 * score + (8 + n / 16) as f64 * EPS;
                 let bounds = [score, softmax, 10.0 * (softmax + n as f64 * EPS)];
                 for ((found, exact), bound) in found.iter().zip(&exact).zip(bounds) {
@@ -394,6 +400,45 @@ fn attention_is_the_reference_and_prefill_is_decode() {
                     assert_eq!(values(&cpu, &out.out), all[row * width..][..width], "row {row}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn positions_that_a_query_does_not_see_change_none_of_its_bits() {
+    const N: usize = 21;
+    let mut random = Random(37);
+    let (heads, shape) = (6, KvShape { heads: 3, head_dim: 20 });
+    let [k, v] = [(); 2].map(|()| random.tensor(&[N, shape.heads, shape.head_dim]));
+    let q = random.tensor(&[N, heads, shape.head_dim]);
+    let nan = HostTensor { values: vec![f64::NAN; k.values.len()], ..k.clone() };
+    for kv in [KvType::F16, KvType::F32] {
+        for cpu in twins(CpuOptions { kv, ..CpuOptions::default() }) {
+            let [q, k, v, nan] = [&q, &k, &v, &nan].map(|x| cpu.upload(x.clone()).unwrap());
+            let attention = |cache: &_, rows: std::ops::Range<usize>| {
+                let q = cpu.rows(&q, rows).unwrap();
+                bits(&cpu, &cpu.attention(&q, cache, 0.2, AttentionInner::default()).unwrap().out)
+            };
+            let mut cache = cpu.kv(shape, 2 * N).unwrap();
+            cpu.kv_append(&mut cache, &k, &v).unwrap();
+            let expected = attention(&cache, 0..N);
+
+            // What a cache has forgotten.
+            let mut cache = cpu.kv(shape, 2 * N).unwrap();
+            cpu.kv_append(&mut cache, &nan, &nan).unwrap();
+            cpu.kv_append(&mut cache, &nan, &nan).unwrap();
+            cache.truncate(0);
+            cpu.kv_append(&mut cache, &k, &v).unwrap();
+            assert!(attention(&cache, 0..N) == expected, "forgotten, {:?}", cpu.info());
+
+            // What comes later.
+            cache.truncate(N - 4);
+            let [nan_k, nan_v] = [&nan, &nan].map(|x| cpu.rows(x, 0..4).unwrap());
+            cpu.kv_append(&mut cache, &nan_k, &nan_v).unwrap();
+            let row = heads * shape.head_dim;
+            let (seen, blind) = (attention(&cache, 0..N), (N - 4) * row);
+            assert!(seen[..blind] == expected[..blind], "later, {:?}", cpu.info());
+            assert!(seen[blind..] != expected[blind..], "the NaN are seen by those that should");
         }
     }
 }

@@ -26,6 +26,8 @@ impl Simd for Neon {
     type Lanes = [float32x4_t; 4];
     const HAS_24_SUMS: bool = false;
 
+    const REGISTERS: usize = 6;
+
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         // SAFETY: `Neon`'s methods run only within kernels compiled for its features.
@@ -53,6 +55,9 @@ impl Simd for Neon {
         }
         out
     }
+
+    #[inline(always)]
+    fn prefetch<T>(_: *const T) {}
 
     #[inline(always)]
     fn fma(a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {

@@ -1,6 +1,6 @@
 //! Sums in a fixed order: [`LANES`] lanes, then a tree.
 
-use half::{f16, vec::HalfBitsVecExt};
+use half::{f16, slice::HalfFloatSliceExt, vec::HalfBitsVecExt};
 
 use super::Simd;
 
@@ -26,12 +26,19 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// Zeros, in memory that the operating system need not provide before it is written.
     fn zeros(len: usize) -> Vec<Self>;
 
+    /// Rounds `x` to this type, to the nearest, ties to even.
+    fn narrow(x: &[f32], out: &mut [Self]);
+
     fn load<S: Simd>(x: &[Self; LANES]) -> S::Lanes;
 }
 
 impl Element for f32 {
     fn zeros(len: usize) -> Vec<Self> {
         vec![0.0; len]
+    }
+
+    fn narrow(x: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(x);
     }
 
     #[inline(always)]
@@ -43,6 +50,10 @@ impl Element for f32 {
 impl Element for f16 {
     fn zeros(len: usize) -> Vec<Self> {
         vec![0u16; len].reinterpret_into()
+    }
+
+    fn narrow(x: &[f32], out: &mut [Self]) {
+        out.convert_from_f32_slice(x);
     }
 
     #[inline(always)]
@@ -57,47 +68,6 @@ pub(crate) fn padded<E: Element>(tail: &[E]) -> [E; LANES] {
     let mut lanes = [E::default(); LANES];
     lanes[..tail.len()].copy_from_slice(tail);
     lanes
-}
-
-/// The dot products of `x` with `T` rows: in each lane `fma` in ascending order from 0, then the tree of [`sum`].
-///
-/// A last group of fewer than [`LANES`] elements is filled up with zeros on both sides.
-#[inline(always)]
-pub(crate) fn dot<S: Simd, E: Element, const T: usize>(x: &[f32], rows: [&[E]; T]) -> [f32; T] {
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    let mut acc = [S::splat(0.0); T];
-    for (i, x) in chunks.iter().enumerate() {
-        let x = S::load(x);
-        for t in 0..T {
-            let row = rows[t][i * LANES..].first_chunk().expect("rows are as long as x");
-            acc[t] = S::fma(x, E::load::<S>(row), acc[t]);
-        }
-    }
-    if !tail.is_empty() {
-        let (x, start) = (S::load(&padded(tail)), chunks.len() * LANES);
-        for t in 0..T {
-            let row = padded(&rows[t][start..][..tail.len()]);
-            acc[t] = S::fma(x, E::load::<S>(&row), acc[t]);
-        }
-    }
-    let mut out = [0.0; T];
-    for t in 0..T {
-        out[t] = sum(S::store(acc[t]));
-    }
-    out
-}
-
-/// `x` against one row after the other: a [`dot`] each, four at a time.
-#[inline(always)]
-pub(crate) fn dots<S: Simd, E: Element>(x: &[f32], rows: &[E], out: &mut [f32]) {
-    let row = |t: usize| &rows[t * x.len()..][..x.len()];
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    for (t, out) in fours.iter_mut().enumerate() {
-        *out = dot::<S, E, 4>(x, [row(4 * t), row(4 * t + 1), row(4 * t + 2), row(4 * t + 3)]);
-    }
-    for (t, out) in rest.iter_mut().enumerate() {
-        [*out] = dot::<S, E, 1>(x, [row(4 * fours.len() + t)]);
-    }
 }
 
 /// Little-endian f16 bytes, exactly.

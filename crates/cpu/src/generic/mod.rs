@@ -39,10 +39,15 @@ pub(crate) trait Simd {
     /// Whether there are registers for 24 sums of [`LANES`] lanes; if not there are for six.
     const HAS_24_SUMS: bool;
 
+    /// How many sums of [`LANES`] floats stay in registers, beside what they are made of.
+    const REGISTERS: usize;
+
     fn splat(x: f32) -> Self::Lanes;
     fn load(x: &[f32; LANES]) -> Self::Lanes;
     fn load_f16(x: &[f16; LANES]) -> Self::Lanes;
     fn store(x: Self::Lanes) -> [f32; LANES];
+    /// Asks for the memory at `address`, which need not be any, to be brought near.
+    fn prefetch<T>(address: *const T);
     /// `a * b + c`, fused.
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
@@ -121,11 +126,11 @@ macro_rules! kernels {
         $crate::kernels::AttentionKernels {
             scores: $crate::generic::kernels! {
                 @fn $f $crate::generic::attention::scores::<$simd, $element>,
-                (q: &[f32], keys: &[$element], scale: f32, out: &mut [f32])
+                (queries: &[f32], rows: usize, keys: &[$element], scale: f32, out: &mut [f32])
             },
-            weighted_sum: $crate::generic::kernels! {
-                @fn $f $crate::generic::attention::weighted_sum::<$simd, $element>,
-                (weights: &[f32], values: &[$element], out: &mut [f32])
+            weighted_sums: $crate::generic::kernels! {
+                @fn $f $crate::generic::attention::weighted_sums::<$simd, $element>,
+                (weights: &[f32], seen: &[usize], values: &[$element], out: &mut [f32])
             },
         }
     };

@@ -4,7 +4,7 @@ use super::{LANES, lanes::sum};
 
 /// `x / sqrt(mean(x^2) + eps) * w`.
 ///
-/// Squares are summed in f64 in lanes like those of [`dot`](super::lanes::dot) (each square is exact); root, quotient and
+/// Squares are summed in f64 in lanes like those of [float products](super::float) (each square is exact); root, quotient and
 /// products are f64 too, and the result is rounded to f32 once.
 #[inline(always)]
 pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f64, out: &mut [f32]) {

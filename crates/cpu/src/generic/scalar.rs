@@ -16,6 +16,8 @@ impl Simd for Scalar {
     type Lanes = [f32; LANES];
     const HAS_24_SUMS: bool = false;
 
+    const REGISTERS: usize = 6;
+
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         [x; LANES]
@@ -35,6 +37,9 @@ impl Simd for Scalar {
     fn store(x: Self::Lanes) -> [f32; LANES] {
         x
     }
+
+    #[inline(always)]
+    fn prefetch<T>(_: *const T) {}
 
     #[inline(always)]
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {

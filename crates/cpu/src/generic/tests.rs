@@ -7,7 +7,7 @@ use apr_tensor::{
 };
 use half::f16;
 
-use super::{LANES, lanes::Element, scalar};
+use super::{LANES, Simd, lanes::Element, scalar};
 use crate::{
     Isa,
     activation::{Block8, Q8, Q8K},
@@ -180,23 +180,96 @@ fn each_head_of_a_row_is_turned_by_pairs_and_no_product_is_fused() {
     }
 }
 
+/// Blocks of keys as the cache has them, `[blocks, head_dim, LANES]`, with whatever there is beyond the last key.
+fn blocks(keys: &[f32], head_dim: usize, beyond: f32) -> Vec<f32> {
+    let count = keys.len() / head_dim;
+    let key =
+        |position: usize, c| if position < count { keys[position * head_dim + c] } else { beyond };
+    let block = |start| {
+        (0..head_dim)
+            .flat_map(move |c| (start..start + LANES).map(move |position| key(position, c)))
+    };
+    (0..count).step_by(LANES).flat_map(block).collect()
+}
+
+const HEAD_DIMS: [usize; 9] = [1, 7, 16, 40, 64, 80, 96, 128, 129];
+
 #[test]
-fn attention_kernels_are_their_twins_at_every_width() {
+fn a_score_is_a_chain_over_channels_whatever_else_is_in_the_tile() {
     fn check<E: Element>(of: fn(&[f32]) -> Vec<E>, get: fn(&Kernels) -> AttentionKernels<E>) {
-        for width in LENGTHS.into_iter().filter(|&width| width > 0) {
-            for keys in [1, 2, 5, 17] {
-                let (q, weights) = (values(6, width), values(7, keys));
-                let (k, v) = (of(&values(8, keys * width)), of(&values(9, keys * width)));
-                assert_twins(&format!("{keys} scores of {width}"), |kernels| {
-                    let mut out = vec![0.0; keys];
-                    (get(kernels).scores)(&q, &k, 0.125, &mut out);
-                    out
-                });
-                assert_twins(&format!("weighted sum of {keys} values of {width}"), |kernels| {
-                    let mut out = vec![f32::NAN; width];
-                    (get(kernels).weighted_sum)(&weights, &v, &mut out);
-                    out
-                });
+        for head_dim in HEAD_DIMS {
+            for count in [1usize, 15, 16, 17, 64, 65, 150] {
+                let keys = values(8, count * head_dim);
+                let stored = of(&blocks(&keys, head_dim, f32::NAN));
+                // As the cache has them.
+                let mut exact = vec![[0.0; LANES]; stored.len() / LANES];
+                for (exact, stored) in exact.iter_mut().zip(stored.as_chunks().0) {
+                    *exact = scalar::Scalar::store(E::load::<scalar::Scalar>(stored));
+                }
+                for rows in 1..=9 {
+                    let queries = values(6, head_dim * rows);
+                    let positions = count.next_multiple_of(LANES);
+                    let mut expected = vec![0.0; rows * count];
+                    for (i, score) in expected.iter_mut().enumerate() {
+                        let (row, position) = (i / count, i % count);
+                        for c in 0..head_dim {
+                            let key = exact[position / LANES * head_dim + c][position % LANES];
+                            *score = queries[c * rows + row].mul_add(key, *score);
+                        }
+                        *score *= 0.3;
+                    }
+                    for isa in Isa::available() {
+                        let mut out = vec![f32::NAN; rows * positions];
+                        (get(isa.kernels().unwrap()).scores)(
+                            &queries, rows, &stored, 0.3, &mut out,
+                        );
+                        let found: Vec<f32> =
+                            out.chunks(positions).flat_map(|row| row[..count].to_vec()).collect();
+                        let what = format!("{rows} rows of {head_dim} and {count} keys on {isa}");
+                        assert!(bits(&found) == bits(&expected), "{what}");
+                    }
+                }
+            }
+        }
+    }
+    check(halves, |k| k.attention_f16);
+    check(<[f32]>::to_vec, |k| k.attention_f32);
+}
+
+#[test]
+fn a_weighted_sum_is_a_chain_over_the_positions_that_its_row_sees() {
+    fn check<E: Element>(of: fn(&[f32]) -> Vec<E>, get: fn(&Kernels) -> AttentionKernels<E>) {
+        for width in HEAD_DIMS.map(|head_dim| head_dim.next_multiple_of(LANES)) {
+            for count in [1usize, 2, 17, 64, 65, 150] {
+                for rows in 1..=9 {
+                    let positions = count.next_multiple_of(LANES);
+                    // Row `r` does not see the last `r % 4` positions; what is there must not enter.
+                    let seen: Vec<usize> =
+                        (0..rows).map(|r| (count - 1).saturating_sub(r % 4) + 1).collect();
+                    let mut weights = values(7, rows * positions);
+                    for (row, &seen) in weights.chunks_mut(positions).zip(&seen) {
+                        row[seen..].fill(f32::NAN);
+                    }
+                    let stored = of(&values(9, count * width));
+                    let mut exact = Vec::new();
+                    for stored in stored.as_chunks().0 {
+                        exact.extend(scalar::Scalar::store(E::load::<scalar::Scalar>(stored)));
+                    }
+                    let mut expected = vec![0.0; rows * width];
+                    for (i, sum) in expected.iter_mut().enumerate() {
+                        let (row, c) = (i / width, i % width);
+                        for j in 0..seen[row] {
+                            *sum = weights[row * positions + j].mul_add(exact[j * width + c], *sum);
+                        }
+                    }
+                    for isa in Isa::available() {
+                        let mut out = vec![f32::NAN; rows * width];
+                        let kernels = get(isa.kernels().unwrap());
+                        (kernels.weighted_sums)(&weights, &seen, &stored, &mut out);
+                        let what = format!("{rows} rows of {count} values of {width} on {isa}");
+                        assert!(bits(&out) == bits(&expected), "{what}");
+                    }
+                }
             }
         }
     }

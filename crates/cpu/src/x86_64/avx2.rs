@@ -38,6 +38,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Lanes = [__m256; 2];
     const HAS_24_SUMS: bool = false;
 
+    const REGISTERS: usize = 6;
+
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         // SAFETY: `Avx2`'s methods run only within kernels compiled for its features.
@@ -69,6 +71,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_storeu_ps(out[8..].as_mut_ptr(), high);
         }
         out
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        // SAFETY: as in `splat`; a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]

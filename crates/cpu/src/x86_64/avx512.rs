@@ -29,6 +29,8 @@ impl Simd for Avx512 {
     type Lanes = __m512;
     const HAS_24_SUMS: bool = true;
 
+    const REGISTERS: usize = 16;
+
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         // SAFETY: `Avx512`'s methods run only within kernels compiled for its features.
@@ -53,6 +55,12 @@ impl Simd for Avx512 {
         // SAFETY: as in `splat`; the array is 64 bytes.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
         out
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        // SAFETY: as in `splat`; a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]
