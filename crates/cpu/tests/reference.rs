@@ -432,11 +432,11 @@ fn positions_that_a_query_does_not_see_change_none_of_its_bits() {
             assert!(attention(&cache, 0..N) == expected, "forgotten, {:?}", cpu.info());
 
             // What comes later.
-            cache.truncate(N - 4);
-            let [nan_k, nan_v] = [&nan, &nan].map(|x| cpu.rows(x, 0..4).unwrap());
+            cache.truncate(N - 6);
+            let [nan_k, nan_v] = [&nan, &nan].map(|x| cpu.rows(x, 0..6).unwrap());
             cpu.kv_append(&mut cache, &nan_k, &nan_v).unwrap();
             let row = heads * shape.head_dim;
-            let (seen, blind) = (attention(&cache, 0..N), (N - 4) * row);
+            let (seen, blind) = (attention(&cache, 0..N), (N - 6) * row);
             assert!(seen[..blind] == expected[..blind], "later, {:?}", cpu.info());
             assert!(seen[blind..] != expected[blind..], "the NaN are seen by those that should");
         }

@@ -1,9 +1,6 @@
 //! The exponential, and what is made of it.
 
-use super::{
-    LANES,
-    lanes::{padded, sum},
-};
+use super::{LANES, lanes::sum};
 
 /// `e^x`, within 1.05 ulp of the exact value, and of the smallest normal number below that.
 ///
@@ -70,19 +67,28 @@ pub(crate) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
 #[inline(always)]
 pub(crate) fn softmax(x: &mut [f32]) {
     let max = maximum(x);
-    for x in x.iter_mut() {
-        *x = exp(*x - max);
-    }
     let mut lanes = [0.0; LANES];
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    for chunk in chunks.iter().chain([&padded(tail)]) {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += x;
-        }
+    let (chunks, tail) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        add_exp(chunk, max, &mut lanes);
     }
+    // What fills the last lanes up has the exponential 0.
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..tail.len()].copy_from_slice(tail);
+    add_exp(&mut last, max, &mut lanes);
+    tail.copy_from_slice(&last[..tail.len()]);
     let sum = sum(lanes);
     for x in x {
         *x /= sum;
+    }
+}
+
+/// Turns `x` into exponentials, and adds them to their lanes.
+#[inline(always)]
+fn add_exp(x: &mut [f32; LANES], max: f32, lanes: &mut [f32; LANES]) {
+    for (x, lane) in x.iter_mut().zip(lanes) {
+        *x = exp(*x - max);
+        *lane += *x;
     }
 }
 
