@@ -62,7 +62,7 @@ impl fmt::Display for Machine {
         write!(f, "{}, {} cores; load {before} before, {after} after; ", self.cpu, self.cores)?;
         write!(f, "other processes: at most {} cores", known(self.others))?;
         if self.busy > 0 {
-            write!(f, "; beside {} busy loops", self.busy)?;
+            write!(f, "; beside busy loops: {}", self.busy)?;
         }
         if self.is_busy() {
             write!(
