@@ -3,8 +3,9 @@
 //! Everything that this crate would panic on or resolve in silence is checked here first.
 
 use std::borrow::Cow;
+use std::collections::hash_map::Entry;
 
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{self, BPE, Merges, Vocab};
 use tokenizers::{
     AddedToken, Model as _, NormalizerWrapper, OffsetType, PreTokenizer as _, PreTokenizerWrapper,
 };
@@ -30,10 +31,11 @@ pub(crate) struct Unknown {
 }
 
 /// Merge rules and vocabulary, not yet checked.
-#[derive(Debug)]
-pub(crate) struct Rules {
+pub(crate) struct Rules<'a> {
     pub(crate) vocab: Vocab,
     pub(crate) merges: Merges,
+    /// The same merges anew: the library uses them up, and then it says which token it does not know, not where.
+    pub(crate) merges_again: &'a dyn Fn() -> Result<Merges>,
     pub(crate) merges_place: Place,
     /// A word that is a token is taken whole, whatever the merges would make of it.
     pub(crate) ignore_merges: bool,
@@ -42,7 +44,7 @@ pub(crate) struct Rules {
 
 impl Bpe {
     pub(crate) fn new(
-        rules: Rules,
+        rules: Rules<'_>,
         normalizer: Option<NormalizerWrapper>,
         pre_tokenizer: Option<PreTokenizerWrapper>,
         added_place: &Place,
@@ -94,18 +96,17 @@ fn check_space(text: &str) -> Result<()> {
     Ok(())
 }
 
-impl Rules {
+impl Rules<'_> {
     fn build(self) -> Result<BPE> {
-        let Self { vocab, merges, merges_place: place, ignore_merges, unknown } = self;
-        let mut product = String::new();
+        let Self { vocab, merges, merges_again, merges_place: place, ignore_merges, unknown } =
+            self;
+        // Of a token that is longer than all others the library makes a panic.
+        let longest = vocab.keys().map(String::len).max().unwrap_or(0);
         for (index, (left, right)) in merges.iter().enumerate() {
-            product.clear();
-            product.extend([left.as_str(), right]);
-            for token in [left, right, &product] {
-                if !vocab.contains_key(token) {
-                    let unknown = token.clone();
-                    return Err(Error::UnknownMergeToken { place, index, unknown });
-                }
+            if left.len() + right.len() > longest {
+                let unknown = [left, right].into_iter().find(|&token| !vocab.contains_key(token));
+                let unknown = unknown.cloned().unwrap_or_else(|| format!("{left}{right}"));
+                return Err(Error::UnknownMergeToken { place, index, unknown });
             }
         }
         let mut builder = BPE::builder()
@@ -116,7 +117,17 @@ impl Rules {
         if let Some(token) = unknown.token {
             builder = builder.unk_token(token);
         }
-        builder.build().map_err(|source| Error::Library { place, source })
+        builder.build().or_else(|source| match source.downcast_ref() {
+            Some(bpe::Error::MergeTokenOutOfVocabulary(unknown)) => {
+                let unknown = unknown.clone();
+                let needs = |(left, right): &(String, String)| {
+                    *left == unknown || *right == unknown || format!("{left}{right}") == unknown
+                };
+                let index = merges_again()?.iter().position(needs).unwrap_or_default();
+                Err(Error::UnknownMergeToken { place, index, unknown })
+            }
+            _ => Err(Error::Library { place, source }),
+        })
     }
 }
 
@@ -127,15 +138,15 @@ pub(crate) fn insert_unique(
     token: Cow<'_, str>,
     id: u32,
 ) -> Result<()> {
-    match vocab.get(token.as_ref()) {
-        Some(&first) if first != id => Err(Error::DuplicateToken {
+    match vocab.entry(token.into_owned()) {
+        Entry::Occupied(old) if *old.get() != id => Err(Error::DuplicateToken {
             place: place.clone(),
-            token: token.into_owned(),
-            first,
+            first: *old.get(),
+            token: old.remove_entry().0,
             second: id,
         }),
-        _ => {
-            vocab.insert(token.into_owned(), id);
+        entry => {
+            entry.insert_entry(id);
             Ok(())
         }
     }

@@ -365,6 +365,7 @@ impl<'a> Reader<'a> {
         let rules = Rules {
             vocab: self.vocab()?,
             merges,
+            merges_again: &|| self.merges(),
             merges_place: self.place(self.keys.merges),
             ignore_merges: family.ignore_merges,
             unknown: Unknown::default(),

@@ -198,16 +198,23 @@ impl Source<'_> {
             return Err(Error::Missing { place, expected: "the id of the unknown token" });
         }
         let merges_place = self.place("model.merges");
-        let merges = match json.merges {
-            MergesJson::Pairs(merges) => merges,
+        let merges = || match &json.merges {
+            MergesJson::Pairs(merges) => Ok(merges.clone()),
             MergesJson::Strings(merges) => {
-                split_merges(&merges_place, merges.iter().map(String::as_str))?
+                split_merges(&merges_place, merges.iter().map(String::as_str))
             }
         };
         let unknown =
             Unknown { token: unknown, fuse: json.fuse_unk, byte_fallback: json.byte_fallback };
         let ignore_merges = json.ignore_merges;
-        let rules = Rules { vocab, merges, merges_place, ignore_merges, unknown };
+        let rules = Rules {
+            vocab,
+            merges: merges()?,
+            merges_again: &merges,
+            merges_place: merges_place.clone(),
+            ignore_merges,
+            unknown,
+        };
         let added = added.into_iter().map(|a| a.token).collect();
         Ok((Bpe::new(rules, normalizer, pre_tokenizer, &place, added)?, vocabulary))
     }

@@ -86,6 +86,16 @@ fn faults_of_metadata_are_named() {
     );
     bpe(
         "tokenizer.ggml.merges",
+        vec!["a b", "Ġab <|im_end|>"].into(),
+        "merges[1] needs \"Ġab<|im_end|>\", which is not in the vocabulary",
+    );
+    bpe(
+        "tokenizer.ggml.merges",
+        vec!["a b", "a longer_than_any_token"].into(),
+        "merges[1] needs \"longer_than_any_token\", which is not in the vocabulary",
+    );
+    bpe(
+        "tokenizer.ggml.merges",
         vec!["ab"].into(),
         "merges[0] is \"ab\": expected two tokens with a space between them",
     );
