@@ -45,7 +45,7 @@ pub(crate) fn rotate(x: &[f32], head_dim: usize, cos: &[f64], sin: &[f64], out: 
     }
 }
 
-/// The `N` pairs from number `start` on, of each head.
+/// The `N` pairs from number `start` on, of each head. (From arrays and to arrays: compilers make vectors of those.)
 #[inline(always)]
 fn turn<const N: usize>(
     x: &[f32],
@@ -56,17 +56,28 @@ fn turn<const N: usize>(
     sin: &[f64; N],
     out: &mut [f32],
 ) {
-    let (mut c, mut s) = ([0.0; N], [0.0; N]);
-    for i in 0..N {
-        (c[i], s[i]) = (cos[i] as f32, sin[i] as f32);
-    }
+    let (cos, sin) = (rounded(cos), rounded(sin));
     for (x, out) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
-        let (out_a, out_b) = out.split_at_mut(pairs);
-        let (a, b) = (&x[start..][..N], &x[pairs + start..][..N]);
-        let (out_a, out_b) = (&mut out_a[start..][..N], &mut out_b[start..][..N]);
+        let (firsts, seconds) = (&x[start..], &x[pairs + start..]);
+        let a: [f32; N] = *firsts.first_chunk().expect("a head has all pairs");
+        let b: [f32; N] = *seconds.first_chunk().expect("a head has all pairs");
+        let (mut turned_a, mut turned_b) = ([0.0; N], [0.0; N]);
         for i in 0..N {
-            out_a[i] = a[i] * c[i] - b[i] * s[i];
-            out_b[i] = b[i] * c[i] + a[i] * s[i];
+            turned_a[i] = a[i] * cos[i] - b[i] * sin[i];
         }
+        for i in 0..N {
+            turned_b[i] = b[i] * cos[i] + a[i] * sin[i];
+        }
+        out[start..][..N].copy_from_slice(&turned_a);
+        out[pairs + start..][..N].copy_from_slice(&turned_b);
     }
+}
+
+#[inline(always)]
+fn rounded<const N: usize>(x: &[f64; N]) -> [f32; N] {
+    let mut out = [0.0; N];
+    for i in 0..N {
+        out[i] = x[i] as f32;
+    }
+    out
 }
