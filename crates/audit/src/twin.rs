@@ -167,6 +167,10 @@ impl LayerKv for Kv {
         self.slack.iter_mut().flatten().for_each(|slack| slack.truncate(len * width));
         self.len = self.len.min(len);
     }
+
+    fn bytes(&self) -> usize {
+        self.exact.bytes() + self.emulated.bytes()
+    }
 }
 
 /// See the module.

@@ -94,6 +94,8 @@ struct RunReport {
     text: Option<String>,
     finish: String,
     prefill_seconds: f64,
+    /// The memory set aside for keys and values.
+    cache_bytes: usize,
     tokens: Vec<TokenReport>,
 }
 
@@ -208,6 +210,7 @@ impl Job for Run<'_> {
                 text: prompt.tokenizer.is_some().then_some(written),
                 finish: finish_name(generated.finish).to_owned(),
                 prefill_seconds: generated.prefill.as_secs_f64(),
+                cache_bytes: cache.bytes(),
                 tokens,
             })?;
         } else {

@@ -123,6 +123,32 @@ fn a_full_context_ends_the_text_and_is_said() {
 }
 
 #[test]
+fn the_cache_has_room_for_what_may_be_said_and_no_more_than_the_context() {
+    let model = fixture("tiny/qwen2");
+    let inspected = apr(["inspect", &model, "--json"]).expect(0).json();
+    let per_position = inspected["kv_bytes_per_position"].as_u64().unwrap();
+    let cache = |n: &str, more: &[&str]| {
+        let args = ["run", &model, "--tokens", "5,6,7,8", "-n", n, "--json"];
+        let json = apr(args.into_iter().chain(more.iter().copied())).expect(0).json();
+        json["cache_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(cache("3", &[]), 7 * per_position);
+    assert_eq!(cache("3", &["--kv", "f32"]), 7 * 2 * per_position);
+    assert_eq!(cache("18446744073709551615", &[]), 512 * per_position);
+}
+
+#[test]
+fn a_bad_prompt_is_told_before_a_backend_that_cannot_be_had() {
+    let model = fixture("tiny/qwen2");
+    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    let stderr = |prompt: &str| {
+        apr(["run", &model, "-p", prompt, "--isa", foreign, "-n", "1"]).expect(2).stderr
+    };
+    assert!(stderr("").contains("the prompt is empty"));
+    assert!(stderr("x").contains("this machine cannot run"));
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     use std::{
         io::Read,

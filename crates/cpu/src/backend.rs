@@ -50,7 +50,14 @@ impl Backend for Cpu {
     }
 
     fn kv(&self, shape: KvShape, capacity: usize) -> Result<Kv> {
-        Ok(Kv::new(shape, capacity, self.kv))
+        let elements =
+            shape.heads.checked_mul(shape.head_dim).and_then(|n| n.checked_mul(capacity));
+        let bytes = elements.and_then(|n| n.checked_mul(2 * self.kv.bytes()));
+        // Whether there would be room is asked first, since memory that is zeroed by the system cannot be asked for in vain.
+        match bytes.map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes)) {
+            Some(Ok(())) => Ok(Kv::new(shape, capacity, self.kv)),
+            _ => Err(Error::CacheMemory { positions: capacity }),
+        }
     }
 
     fn embed(&self, table: &Weight, tokens: &[u32]) -> Result<Tensor> {

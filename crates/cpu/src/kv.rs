@@ -101,6 +101,13 @@ impl LayerKv for Kv {
         assert!(len <= self.len, "a cache forgets, it does not grow");
         self.len = len;
     }
+
+    fn bytes(&self) -> usize {
+        match &self.cells {
+            Cells::F16(cells) => cells.bytes(),
+            Cells::F32(cells) => cells.bytes(),
+        }
+    }
 }
 
 fn width(shape: KvShape) -> usize {
@@ -118,6 +125,10 @@ impl<E: Element> KeysAndValues<E> {
             head_dim,
             width,
         }
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.keys) + size_of_val(&*self.values)
     }
 
     fn put(&mut self, head: usize, position: usize, k: &[f32], v: &[f32]) {

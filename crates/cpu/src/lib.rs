@@ -88,6 +88,14 @@ pub enum KvType {
 }
 
 impl KvType {
+    /// The bytes of an element.
+    fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
     /// As a stored type.
     pub fn dtype(self) -> DType {
         match self {

@@ -57,6 +57,10 @@ impl<K: LayerKv> LayerKv for Kv<K> {
             host.shape[0] = len;
         }
     }
+
+    fn bytes(&self) -> usize {
+        self.inner.bytes()
+    }
 }
 
 #[derive(Debug)]

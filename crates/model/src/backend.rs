@@ -143,6 +143,9 @@ pub trait Backend: Sized {
 pub trait LayerKv: Clone {
     /// Forgets the positions from `len` on, of which there are at least `len`.
     fn truncate(&mut self, len: usize);
+
+    /// The memory set aside for it.
+    fn bytes(&self) -> usize;
 }
 
 /// How a backend computes, for captures and reports.

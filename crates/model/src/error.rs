@@ -64,6 +64,18 @@ pub enum Error {
         /// What it contradicts.
         why: String,
     },
+    /// Whoever watched the loading did not want it to go on.
+    #[error("loading the model was stopped")]
+    LoadingStopped,
+    /// There is no memory for a cache of this size.
+    #[error(
+        "no memory for the keys and values of {positions} positions in one layer; \
+         ask for fewer tokens"
+    )]
+    CacheMemory {
+        /// The positions asked for.
+        positions: usize,
+    },
     /// A tensor that the model needs is not in the checkpoint.
     #[error("{file}: tensor `{name}` is missing; the model cannot be run without it")]
     MissingTensor {

@@ -234,6 +234,11 @@ impl<B: Backend> Cache<B> {
         self.capacity
     }
 
+    /// The memory set aside for keys and values, in bytes. Of a backend that grows its cache: so far.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(B::Kv::bytes).sum()
+    }
+
     /// The logits of the last step, of the rows it was asked for.
     pub fn logits(&self) -> &Logits {
         &self.logits

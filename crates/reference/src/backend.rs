@@ -60,6 +60,10 @@ impl<F: Real> LayerKv for Kv<F> {
         self.k.truncate(elements);
         self.v.truncate(elements);
     }
+
+    fn bytes(&self) -> usize {
+        (self.k.capacity() + self.v.capacity()) * size_of::<F>()
+    }
 }
 
 impl<F: Real> Backend for Reference<F> {

@@ -81,6 +81,10 @@ impl LayerKv for Kv {
         self.kv.truncate(len);
         self.cut = true;
     }
+
+    fn bytes(&self) -> usize {
+        self.kv.bytes()
+    }
 }
 
 /// The number of a matrix in the order of binding: five in each layer, then the table, then the head.
