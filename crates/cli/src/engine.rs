@@ -1,6 +1,12 @@
 //! From options to a loaded model on the backend they name.
 
-use std::path::Path;
+use std::{
+    ops::ControlFlow,
+    panic::resume_unwind,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
+};
 
 use anyhow::{Result, bail};
 use apr_cpu::Cpu;
@@ -8,7 +14,10 @@ use apr_format::Checkpoint;
 use apr_model::{Backend, Cache, Config, Model, read_config};
 use apr_reference::{Arithmetic, Reference};
 
-use crate::args::{BackendArgs, BackendName, Precision};
+use crate::{
+    args::{BackendArgs, BackendName, Precision},
+    output::Progress,
+};
 
 /// Something to do with a model, whatever its backend.
 pub(crate) trait Job {
@@ -19,26 +28,53 @@ pub(crate) trait Job {
     fn run<B: Backend>(self, model: &Model<B>) -> Result<Self::Output>;
 }
 
-/// Loads `checkpoint` onto the backend that `args` name, and does `job` with it.
-pub(crate) fn with_model<J: Job>(
+/// Loads `checkpoint` onto the backend that `args` name, and does a job with it.
+///
+/// `prepare` makes the job on another thread meanwhile. What it fails with comes first, as if nothing had been loaded.
+pub(crate) fn with_model<J: Job + Send>(
     args: &BackendArgs,
     checkpoint: &Checkpoint,
-    job: J,
+    prepare: impl FnOnce() -> Result<J> + Send,
 ) -> Result<J::Output> {
     match args.backend {
-        BackendName::Cpu => job.run(&Model::load(Cpu::new(args.cpu()?)?, checkpoint)?),
-        BackendName::Reference => {
-            let arithmetic = args.arithmetic()?;
-            match args.precision.unwrap_or_default() {
-                Precision::F64 => {
-                    job.run(&Model::load(Reference::<f64>::new(arithmetic), checkpoint)?)
-                }
-                Precision::F32 => {
-                    job.run(&Model::load(Reference::<f32>::new(arithmetic), checkpoint)?)
-                }
+        BackendName::Cpu => load_beside(|| Ok(Cpu::new(args.cpu()?)?), checkpoint, prepare),
+        BackendName::Reference => match args.precision.unwrap_or_default() {
+            Precision::F64 => {
+                let backend = || Ok(Reference::<f64>::new(args.arithmetic()?));
+                load_beside(backend, checkpoint, prepare)
             }
-        }
+            Precision::F32 => {
+                let backend = || Ok(Reference::<f32>::new(args.arithmetic()?));
+                load_beside(backend, checkpoint, prepare)
+            }
+        },
     }
+}
+
+fn load_beside<B: Backend, J: Job + Send>(
+    backend: impl FnOnce() -> Result<B>,
+    checkpoint: &Checkpoint,
+    prepare: impl FnOnce() -> Result<J> + Send,
+) -> Result<J::Output> {
+    let failed = AtomicBool::new(false);
+    let (model, job) = thread::scope(|scope| {
+        let job = scope.spawn(|| prepare().inspect_err(|_| failed.store(true, Relaxed)));
+        let model = backend().and_then(|backend| load(backend, checkpoint, &failed));
+        (model, job.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    let job = job?;
+    job.run(&model?)
+}
+
+/// Loads a model and shows how far it is, unless `stop` says not to go on.
+fn load<B: Backend>(backend: B, checkpoint: &Checkpoint, stop: &AtomicBool) -> Result<Model<B>> {
+    let progress = Progress::of_bytes(0, "loading");
+    let model = Model::load_watched(backend, checkpoint, &mut |loaded| {
+        progress.set(loaded.bytes as usize, loaded.total as usize);
+        if stop.load(Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    progress.finish();
+    Ok(model?)
 }
 
 /// Opens a model file or directory.

@@ -119,9 +119,11 @@ struct Candidate {
 
 pub(crate) fn run(args: Args) -> Result<Exit> {
     let checkpoint = engine::open_runnable(&args.model)?;
-    let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
     let backend = args.backend.clone();
-    engine::with_model(&backend, &checkpoint, Run { args, prompt, checkpoint: &checkpoint })
+    engine::with_model(&backend, &checkpoint, || {
+        let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
+        Ok(Run { args, prompt, checkpoint: &checkpoint })
+    })
 }
 
 struct Run<'c> {

@@ -131,9 +131,11 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
         );
     }
     let checkpoint = engine::open_runnable(&args.model)?;
-    let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
     let backend = args.backend.clone();
-    engine::with_model(&backend, &checkpoint, Tracing { args, prompt, checkpoint: &checkpoint })
+    engine::with_model(&backend, &checkpoint, || {
+        let prompt = Prompt::resolve(&args.prompt, &checkpoint)?;
+        Ok(Tracing { args, prompt, checkpoint: &checkpoint })
+    })
 }
 
 struct Tracing<'c> {

@@ -5,8 +5,11 @@
 //! too: a model run without one of its biases is another model.
 
 mod config;
+mod loader;
 mod weights;
 
 pub use config::{HeadRows, head_rows, read_config};
+pub(crate) use loader::Loader;
+pub use loader::{LoadWatch, Loaded};
 pub use weights::runnable_config;
 pub(crate) use weights::{Keeper, Named, bind};

@@ -21,7 +21,7 @@ mod sampler;
 mod site;
 
 pub use backend::*;
-pub use bind::{HeadRows, head_rows, read_config, runnable_config};
+pub use bind::{HeadRows, LoadWatch, Loaded, head_rows, read_config, runnable_config};
 pub use config::{Architecture, Config, MoeConfig, RopeScaling};
 pub use cost::{Cost, Costs};
 pub use cx::Cx;

@@ -1,13 +1,13 @@
 //! A bound model, its cache, and the step.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use apr_format::Checkpoint;
 
 use crate::{
     Backend, Config, Cx, Error, KvShape, LayerKv, Observer, Phase, Plan, Result, RopeTable, Site,
     Stage, Step, TapSet, Values,
-    bind::bind,
+    bind::{LoadWatch, Loader, bind},
     decoder::{Decoder, Ffn, forward},
 };
 
@@ -22,7 +22,16 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Takes the weights of `checkpoint` to `backend`.
     pub fn load(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
-        let decoder = bind(&backend, checkpoint)?;
+        Self::load_watched(backend, checkpoint, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// The same in front of `watch`, which hears of each tensor that was taken and may stop the loading.
+    pub fn load_watched(
+        backend: B,
+        checkpoint: &Checkpoint,
+        watch: &mut LoadWatch<'_>,
+    ) -> Result<Self> {
+        let decoder = bind(&Loader::new(&backend, checkpoint, watch), checkpoint)?;
         let plan = Plan::of(&backend, &decoder)?;
         Ok(Self { backend, decoder, plan })
     }

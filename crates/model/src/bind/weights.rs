@@ -7,7 +7,7 @@ use apr_tensor::{Shape, Stored};
 
 use super::config::{HeadRows, head_rows, read_config};
 use crate::{
-    Architecture, Backend, Config, Error, LayerRole, Result, RopeScaling,
+    Architecture, Config, Error, LayerRole, Result, RopeScaling,
     decoder::{Decoder, Ffn, Layer},
     names::{Role, role_of},
 };
@@ -133,21 +133,6 @@ pub(crate) trait Keeper {
     fn vector(&self, parts: &[Named]) -> Result<Self::Vector>;
 }
 
-impl<B: Backend> Keeper for B {
-    type Matrix = B::Weight;
-    type Vector = B::Vector;
-
-    fn matrix(&self, parts: &[Named]) -> Result<B::Weight> {
-        Backend::weight(self, &Named::all_stored(parts)?)
-            .map_err(|error| Named::blame(parts, error))
-    }
-
-    fn vector(&self, parts: &[Named]) -> Result<B::Vector> {
-        Backend::vector(self, &Named::all_stored(parts)?)
-            .map_err(|error| Named::blame(parts, error))
-    }
-}
-
 /// Keeps nothing.
 struct Unkept;
 
@@ -209,12 +194,17 @@ impl Named {
         })
     }
 
-    fn all_stored(parts: &[Self]) -> Result<Vec<Stored>> {
+    /// What the tensor takes in its file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.original.bytes().len() as u64
+    }
+
+    pub(super) fn all_stored(parts: &[Self]) -> Result<Vec<Stored>> {
         parts.iter().map(Self::stored).collect()
     }
 
     /// Names the tensors in an error that the backend could only give types for.
-    fn blame(parts: &[Self], error: Error) -> Error {
+    pub(super) fn blame(parts: &[Self], error: Error) -> Error {
         match error {
             Error::WeightType { backend, types, supported } => Error::UnsupportedType {
                 file: parts[0].file.clone(),
