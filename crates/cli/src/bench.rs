@@ -86,9 +86,12 @@ struct LengthArgs {
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(next_help_heading = "Backend")]
 struct CpuArgs {
-    /// Instruction set: scalar, avx2, avx512 or neon [default: the best that the machine has].
+    /// Instruction set: scalar, avx2, avxvnni, avx512 or neon [default: the best that the machine has].
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
+    /// Leave quantised weights as the file has them instead of reordering them on load.
+    #[arg(long)]
+    no_repack: bool,
     /// What activations are rounded to before they meet quantised weights: native or f32.
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     activations: ActivationsArg,
@@ -267,9 +270,9 @@ impl LengthArgs {
 impl CpuArgs {
     /// The same as other commands have them.
     fn options(&self, threads: usize) -> BackendArgs {
-        let Self { isa, activations, kv } = *self;
+        let Self { isa, no_repack, activations, kv } = *self;
         let plain = BackendArgs::plain(BackendName::Cpu);
-        BackendArgs { threads: Some(threads), isa, activations, kv, ..plain }
+        BackendArgs { threads: Some(threads), isa, no_repack, activations, kv, ..plain }
     }
 
     fn activations(&self) -> &'static str {
