@@ -72,11 +72,13 @@ pub(crate) fn softmax(x: &mut [f32]) {
     for chunk in chunks {
         add_exp(chunk, max, &mut lanes);
     }
-    // What fills the last lanes up has the exponential 0.
-    let mut last = [f32::NEG_INFINITY; LANES];
-    last[..tail.len()].copy_from_slice(tail);
-    add_exp(&mut last, max, &mut lanes);
-    tail.copy_from_slice(&last[..tail.len()]);
+    if !tail.is_empty() {
+        // What fills the last lanes up has the exponential 0.
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..tail.len()].copy_from_slice(tail);
+        add_exp(&mut last, max, &mut lanes);
+        tail.copy_from_slice(&last[..tail.len()]);
+    }
     let sum = sum(lanes);
     for x in x {
         *x /= sum;
