@@ -27,7 +27,7 @@ macro_rules! in_registers {
             (2, 8..) => in_registers!(@call $tile::<$simd, $element, 2, 4> $args),
             (2, _) => in_registers!(@call $tile::<$simd, $element, 2, 2> $args),
             (3, 12..) => in_registers!(@call $tile::<$simd, $element, 3, 4> $args),
-            (3, _) => in_registers!(@call $tile::<$simd, $element, 3, 2> $args),
+            (3, _) => in_registers!(@call $tile::<$simd, $element, 3, 1> $args),
             (4, 16..) => in_registers!(@call $tile::<$simd, $element, 4, 4> $args),
             (4, _) => in_registers!(@call $tile::<$simd, $element, 4, 1> $args),
             (5, 10..) => in_registers!(@call $tile::<$simd, $element, 5, 2> $args),
