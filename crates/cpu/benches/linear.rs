@@ -5,7 +5,10 @@ use std::fmt;
 use apr_cpu::{Cpu, CpuOptions, Isa, Tensor, Weight};
 use apr_model::{Backend, HostTensor};
 use apr_tensor::{DType, Stored};
-use divan::{Bencher, counter::ItemsCount};
+use divan::{
+    Bencher,
+    counter::{BytesCount, ItemsCount},
+};
 
 const TYPES: [DType; 9] = [
     DType::F32,
@@ -60,6 +63,15 @@ fn cases() -> Vec<Case> {
 #[divan::bench(args = cases())]
 fn decode(bencher: Bencher, case: Case) {
     bench(bencher, case, 1);
+}
+
+/// One row against a matrix that no cache holds: a weight is read from memory each time. Bytes are those of the matrix.
+#[divan::bench(args = cases(), sample_count = 20, sample_size = 1)]
+fn decode_from_memory(bencher: Bencher, Case { isa, dtype }: Case) {
+    const BYTES: usize = 256 << 20;
+    let row = dtype.row_bytes(COLS).expect("whole blocks");
+    let (cpu, w, x) = setup(isa, 1, dtype, 1, BYTES / row);
+    bencher.counter(BytesCount::new(BYTES / row * row)).bench_local(|| cpu.linear(&x, &w));
 }
 
 /// Many rows, as in prefill. Items are multiply-adds.
