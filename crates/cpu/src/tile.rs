@@ -92,10 +92,11 @@ impl Layout {
     pub(crate) fn interleave(&self, rows: [&[u8]; ROWS], out: &mut [Line]) {
         let blocks = rows[0].len() / self.bytes;
         let (words, halves) = out.split_at_mut(2 * blocks * self.words);
-        for (r, row) in rows.into_iter().enumerate() {
-            let words = words.as_chunks_mut::<2>().0.chunks_exact_mut(self.words);
-            let lines = words.zip(halves.chunks_exact_mut(self.halves));
-            for (block, (words, halves)) in row.chunks_exact(self.bytes).zip(lines) {
+        let words = words.as_chunks_mut::<2>().0.chunks_exact_mut(self.words);
+        // Block by block, so that the lines of one block are in the cache for all rows.
+        for (b, (words, halves)) in words.zip(halves.chunks_exact_mut(self.halves)).enumerate() {
+            for (r, row) in rows.iter().enumerate() {
+                let block = &row[b * self.bytes..][..self.bytes];
                 let row = block[self.words_at..].as_chunks::<4>().0;
                 for (lines, word) in words.iter_mut().zip(row) {
                     lines[r / LANES].0.as_chunks_mut::<4>().0[r % LANES] = *word;
