@@ -1,8 +1,8 @@
 //! Some rows of a quantised matrix side by side, so that each lane of a vector is a row.
 //!
 //! A block of a stored type is a run of 32-bit words and one or two 16-bit numbers. In a tile the first words of the
-//! blocks of 32 rows stand one after the other, in two [`Line`]s. Then come their second words, and so on; block after
-//! block along the rows. The 16-bit numbers follow, a line for each. Nothing is recoded, so a row can be had back.
+//! blocks of 32 rows stand one after the other, in two [`Line`]s. Then come their second words, and so on, and the 16-bit
+//! numbers, a line for each; then the next blocks of the rows. Nothing is recoded, so a row can be had back.
 //!
 //! Sums over columns thereby become sums of lines: no lane ever needs its neighbour, and 16 results are ready at once. Two lines
 //! side by side share what is loaded of the activations.
@@ -72,29 +72,17 @@ impl Layout {
         })
     }
 
-    /// The lines of a tile of `blocks` blocks a row.
-    pub(crate) fn lines(&self, blocks: usize) -> usize {
-        blocks * (2 * self.words + self.halves)
-    }
-
-    /// The words of a tile, and its 16-bit numbers.
-    #[inline(always)]
-    pub(crate) fn split<'t>(
-        &self,
-        tile: &'t [Line],
-        blocks: usize,
-    ) -> (&'t [[Line; 2]], &'t [Line]) {
-        let (words, halves) = tile.split_at(2 * blocks * self.words);
-        (words.as_chunks().0, halves)
+    /// The lines of a block of each row of a tile.
+    pub(crate) const fn lines(&self) -> usize {
+        2 * self.words + self.halves
     }
 
     /// Puts rows side by side.
     pub(crate) fn interleave(&self, rows: [&[u8]; ROWS], out: &mut [Line]) {
-        let blocks = rows[0].len() / self.bytes;
-        let (words, halves) = out.split_at_mut(2 * blocks * self.words);
-        let words = words.as_chunks_mut::<2>().0.chunks_exact_mut(self.words);
         // Block by block, so that the lines of one block are in the cache for all rows.
-        for (b, (words, halves)) in words.zip(halves.chunks_exact_mut(self.halves)).enumerate() {
+        for (b, lines) in out.chunks_exact_mut(self.lines()).enumerate() {
+            let (words, halves) = lines.split_at_mut(2 * self.words);
+            let words = words.as_chunks_mut::<2>().0;
             for (r, row) in rows.iter().enumerate() {
                 let block = &row[b * self.bytes..][..self.bytes];
                 let row = block[self.words_at..].as_chunks::<4>().0;
@@ -111,9 +99,10 @@ impl Layout {
 
     /// One of the rows that were interleaved, as it was.
     fn row(&self, tile: &[Line], r: usize, out: &mut [u8]) {
-        let (words, halves) = self.split(tile, out.len() / self.bytes);
-        let lines = words.chunks_exact(self.words).zip(halves.chunks_exact(self.halves));
-        for (out, (words, halves)) in out.chunks_exact_mut(self.bytes).zip(lines) {
+        let blocks = tile.chunks_exact(self.lines());
+        for (out, lines) in out.chunks_exact_mut(self.bytes).zip(blocks) {
+            let (words, halves) = lines.split_at(2 * self.words);
+            let words = words.as_chunks::<2>().0;
             for (out, lines) in out[self.words_at..].as_chunks_mut::<4>().0.iter_mut().zip(words) {
                 *out = lines[r / LANES].0.as_chunks::<4>().0[r % LANES];
             }
@@ -141,7 +130,7 @@ impl Tiles {
 
         let rows = stored.shape().rows();
         let row_bytes = stored.bytes().len() / rows.max(1);
-        let tile = layout.lines(row_bytes / layout.bytes);
+        let tile = row_bytes / layout.bytes * layout.lines();
         let tiles = rows.div_ceil(ROWS);
         // The system refuses maps of nothing.
         let lines = MmapMut::map_anon((tiles * tile * size_of::<Line>()).max(1))?;
@@ -170,7 +159,7 @@ impl Tiles {
 
     /// Lines of a tile.
     fn tile_len(&self) -> usize {
-        self.layout.lines(self.row_bytes / self.layout.bytes)
+        self.row_bytes / self.layout.bytes * self.layout.lines()
     }
 
     /// Tile number `index`.

@@ -132,7 +132,7 @@ impl Part {
         let row = |r: usize| stored.row_bytes((index * ROWS + r).min(last));
         let rows: [&[u8]; ROWS] = std::array::from_fn(row);
         SCRATCH.with_borrow_mut(|scratch| {
-            let len = layout.lines(rows[0].len() / layout.bytes);
+            let len = rows[0].len() / layout.bytes * layout.lines();
             if scratch.len() < len {
                 scratch.resize(len, Line::ZERO);
             }

@@ -366,7 +366,7 @@ fn tile(dtype: DType, blocks: usize, byte: impl Fn(usize, usize) -> u8) -> Vec<L
         bytes
     };
     let rows: Vec<Vec<u8>> = (0..ROWS).map(row).collect();
-    let mut tile = vec![Line::ZERO; layout.lines(blocks)];
+    let mut tile = vec![Line::ZERO; blocks * layout.lines()];
     layout.interleave(std::array::from_fn(|i| &rows[i][..]), &mut tile);
     tile
 }

@@ -66,7 +66,7 @@ impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
     #[inline(always)]
     fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8]; N]) -> [[f32; ROWS]; N] {
         let mut acc = [[S::splat(0.0); 2]; N];
-        for (b, block) in Block::all(tile, x[0].len(), &T::LAYOUT).enumerate() {
+        for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
             if N == 1 && T::IS_FETCHED {
                 (0..8).for_each(|i| block[0].fetch_ahead::<S>(i));
             }
@@ -99,7 +99,7 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
     #[inline(always)]
     fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8K]; N]) -> [[f32; ROWS]; N] {
         let mut acc = [[S::splat(0.0); 2]; N];
-        for (b, block) in Block::all(tile, x[0].len(), &T::LAYOUT).enumerate() {
+        for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
             let scales = [T::scales::<S>(block[0]), T::scales::<S>(block[1])];
             let mut sums = [[S::splat_word(0); 2]; N];
             if T::ZERO != 0 {

@@ -16,42 +16,30 @@ use crate::tile::{Layout, Line};
 /// A block of each of the 16 rows of one half of a tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
-    words: &'a [[Line; 2]],
-    halves: &'a [Line],
+    lines: &'a [Line],
+    layout: &'static Layout,
     half: usize,
 }
 
 impl<'a> Block<'a> {
-    /// The blocks of both halves of a tile, of which there are `count` each.
+    /// The blocks of a tile, in both of its halves.
     #[inline(always)]
     pub(crate) fn all(
         tile: &'a [Line],
-        count: usize,
         layout: &'static Layout,
     ) -> impl Iterator<Item = [Self; 2]> {
-        let (words, halves) = layout.split(tile, count);
-        let blocks = words.chunks_exact(layout.words).zip(halves.chunks_exact(layout.halves));
-        blocks.map(|(words, halves)| {
-            [Self { words, halves, half: 0 }, Self { words, halves, half: 1 }]
-        })
+        let blocks = tile.chunks_exact(layout.lines());
+        blocks.map(move |lines| [Self { lines, layout, half: 0 }, Self { lines, layout, half: 1 }])
     }
 
     /// Fetches share `i` of eight of what will be read some blocks later.
     #[inline(always)]
     pub(crate) fn fetch_ahead<S: Simd>(&self, i: usize) {
-        /// Bytes from the words in use to those fetched.
+        /// Bytes from the lines in use to those fetched.
         const AHEAD: usize = 8 << 10;
-        let (from, to) = (self.words.len() * i / 8, self.words.len() * (i + 1) / 8);
-        for lines in &self.words[from..to] {
-            for line in lines {
-                S::prefetch(std::ptr::from_ref(line).wrapping_byte_add(AHEAD));
-            }
-        }
-        if i == 0 {
-            let blocks = AHEAD.div_ceil(size_of_val(self.words));
-            for line in self.halves {
-                S::prefetch(std::ptr::from_ref(line).wrapping_add(blocks * self.halves.len()));
-            }
+        let len = self.layout.lines();
+        for line in &self.lines[len * i / 8..len * (i + 1) / 8] {
+            S::prefetch(std::ptr::from_ref(line).wrapping_byte_add(AHEAD));
         }
     }
 
@@ -59,7 +47,8 @@ impl<'a> Block<'a> {
     #[inline(always)]
     fn load<S: Simd, const N: usize>(&self, from: usize) -> [S::Words; N] {
         let mut out = [S::splat_word(0); N];
-        for (out, lines) in out.iter_mut().zip(&self.words[from..from + N]) {
+        let words = self.lines[..2 * self.layout.words].as_chunks::<2>().0;
+        for (out, lines) in out.iter_mut().zip(&words[from..from + N]) {
             *out = S::load_line(&lines[self.half]);
         }
         out
@@ -73,7 +62,7 @@ impl<'a> Block<'a> {
 
     #[inline(always)]
     fn half(&self, i: usize) -> &'a [u8; 32] {
-        &self.halves[i].0.as_chunks().0[self.half]
+        &self.lines[2 * self.layout.words + i].0.as_chunks().0[self.half]
     }
 }
 
