@@ -2,7 +2,11 @@
 
 use half::f16;
 
+use super::LANES;
 use crate::activation::{Block8, Q8, Q8K};
+
+/// All bits of a float but its sign.
+const MAGNITUDE: u32 = 0x7fff_ffff;
 
 /// A row in blocks of 32.
 #[inline(always)]
@@ -21,11 +25,7 @@ pub(crate) fn q8_0(x: &[f32], out: &mut [Q8]) {
 pub(crate) fn q8_k(x: &[f32], out: &mut [Q8K]) {
     for (x, out) in x.as_chunks::<{ Q8K::LEN }>().0.iter().zip(out) {
         let amax = largest(x);
-        let first = (0..x.len() as u32).fold(u32::MAX, |first, i| {
-            let is_largest = x[i as usize].abs() == amax;
-            first.min(if is_largest { i } else { u32::MAX })
-        });
-        let signed = x.get(first as usize).copied().unwrap_or(amax);
+        let signed = x[first_of(x, amax)];
         let inverse = -127.0 / signed;
         out.d = match amax {
             0.0 => 0.0,
@@ -46,6 +46,20 @@ pub(crate) fn q8_k(x: &[f32], out: &mut [Q8K]) {
     }
 }
 
+/// The place of the first element of magnitude `amax`, of which there is one. Lane by lane, so that it compiles to vector code.
+#[inline(always)]
+fn first_of(x: &[f32; Q8K::LEN], amax: f32) -> usize {
+    let mut first = [u32::MAX; LANES];
+    for (i, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
+        for lane in 0..LANES {
+            let is_largest = x[lane].to_bits() & MAGNITUDE == amax.to_bits();
+            let place = if is_largest { (i * LANES + lane) as u32 } else { u32::MAX };
+            first[lane] = first[lane].min(place);
+        }
+    }
+    first.into_iter().fold(u32::MAX, u32::min) as usize
+}
+
 /// Of each four sums the first and the third, then the second and the fourth.
 #[inline(always)]
 fn paired<const N: usize, const PAIRS: usize>(sums: &[i16; N]) -> [[i16; 2]; PAIRS] {
@@ -60,7 +74,7 @@ fn paired<const N: usize, const PAIRS: usize>(sums: &[i16; N]) -> [[i16; 2]; PAI
 /// The largest magnitude; NaN if there is one. Magnitudes are ordered like their bits, NaNs last.
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
-    let bits = |x: &f32| x.to_bits() & 0x7fff_ffff;
+    let bits = |x: &f32| x.to_bits() & MAGNITUDE;
     f32::from_bits(x.iter().map(bits).fold(0, u32::max))
 }
 

@@ -103,10 +103,10 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
             let scales = [T::scales::<S>(block[0]), T::scales::<S>(block[1])];
             let mut sums = [[S::splat_word(0); 2]; N];
             if T::ZERO != 0 {
-                for h in 0..2 {
-                    let pairs = scale_pairs::<S, T>(scales[h]);
-                    for n in 0..N {
-                        let sum = weighted::<S, T>(&pairs, &x[n][b]);
+                let pairs = [scale_pairs::<S, T>(scales[0]), scale_pairs::<S, T>(scales[1])];
+                for n in 0..N {
+                    for h in 0..2 {
+                        let sum = weighted::<S, T>(&pairs[h], &x[n][b]);
                         sums[n][h] = S::mul_word(sum, S::splat_word(-T::ZERO));
                     }
                 }
@@ -144,13 +144,14 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                 }
             }
             if T::MIN {
-                for h in 0..2 {
-                    let pairs = unsigned_pairs::<S, T>(T::mins::<S>(block[h]));
-                    let dmin = block[h].load_halves::<S>(1);
-                    for n in 0..N {
-                        let x = &x[n][b];
-                        let sum = S::to_lanes(weighted::<S, T>(&pairs, x));
-                        acc[n][h] = S::fma(S::mul(dmin, S::splat(-x.d)), sum, acc[n][h]);
+                let mins = [T::mins::<S>(block[0]), T::mins::<S>(block[1])];
+                let pairs = [unsigned_pairs::<S, T>(mins[0]), unsigned_pairs::<S, T>(mins[1])];
+                let dmin = [block[0].load_halves::<S>(1), block[1].load_halves::<S>(1)];
+                for n in 0..N {
+                    let x = &x[n][b];
+                    for h in 0..2 {
+                        let sum = S::to_lanes(weighted::<S, T>(&pairs[h], x));
+                        acc[n][h] = S::fma(S::mul(dmin[h], S::splat(-x.d)), sum, acc[n][h]);
                     }
                 }
             }
