@@ -18,8 +18,11 @@ use crate::{
     weight::{Part, Product},
 };
 
+/// Kernels take rows of activations in groups of eight or of six; a batch is a number of both.
+const GROUPS: usize = 24;
+
 /// The most token rows in a batch.
-const BATCH_ROWS: usize = 128;
+const BATCH_ROWS: usize = 5 * GROUPS;
 
 /// The most bytes of activations in a batch: half of a core's second-level cache.
 const BATCH_BYTES: usize = 512 << 10;
@@ -173,7 +176,8 @@ fn tiles<A>(
     multiply: impl Fn(usize, &[&[A]], &mut [[f32; ROWS]]),
 ) {
     let first = group.first + strip.columns().start;
-    let batch = (BATCH_BYTES / (len * size_of::<A>()).max(1)).clamp(1, BATCH_ROWS);
+    let batch = BATCH_BYTES / (len * size_of::<A>()).max(1);
+    let batch = (batch / GROUPS * GROUPS).clamp(GROUPS, BATCH_ROWS);
     let mut batch_rows: [&[A]; BATCH_ROWS] = [&[]; BATCH_ROWS];
     let mut products = [[0.0; ROWS]; BATCH_ROWS];
     for (of, outs) in group.x.chunks(batch).zip(group.out.chunks(batch)) {

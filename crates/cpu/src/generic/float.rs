@@ -50,49 +50,55 @@ impl Float for BF16 {
 /// At most [`ROWS`] rows of weights, one after the other, against each row of `x`.
 #[inline(always)]
 pub(crate) fn products<S: Simd, F: Float>(w: &[u8], x: &[&[f32]], out: &mut [[f32; ROWS]]) {
-    let Some(cols) = x.first().map(|x| x.len()).filter(|&cols| cols > 0) else {
+    if x.first().is_none_or(|x| x.is_empty()) {
         out.fill([0.0; ROWS]);
-        return;
-    };
-    let rows = w.len() / (cols * F::BYTES);
-    let mut r = 0;
-    if S::HAS_24_SUMS {
-        while r + 4 <= rows {
-            rows_from::<S, F, 4, 6>(w, x, r, out);
-            r += 4;
-        }
+    } else if S::HAS_24_SUMS {
+        groups::<S, F, 4, 6>(w, x, out);
     } else {
-        while r + 2 <= rows {
-            rows_from::<S, F, 2, 3>(w, x, r, out);
-            r += 2;
-        }
-    }
-    while r < rows {
-        rows_from::<S, F, 1, 3>(w, x, r, out);
-        r += 1;
+        groups::<S, F, 2, 3>(w, x, out);
     }
 }
 
-/// `R` rows of weights, from number `r` on, against all rows of `x`: `N` at a time, then one by one.
+/// `N` rows of `x` at a time, then one by one. All rows of weights meet them before the next ones come: activations are twice
+/// as wide as most weights, so it is them that should stay in the first-level cache.
 #[inline(always)]
-fn rows_from<S: Simd, F: Float, const R: usize, const N: usize>(
+fn groups<S: Simd, F: Float, const R: usize, const N: usize>(
     w: &[u8],
     x: &[&[f32]],
-    r: usize,
     out: &mut [[f32; ROWS]],
 ) {
-    let row_bytes = x[0].len() * F::BYTES;
-    let mut rows: [&[u8]; R] = [&[]; R];
-    for (i, row) in rows.iter_mut().enumerate() {
-        *row = &w[(r + i) * row_bytes..][..row_bytes];
-    }
     let (groups, rest) = x.as_chunks::<N>();
     let (outs, out) = out.as_chunks_mut::<N>();
     for (x, out) in groups.iter().zip(outs) {
-        block::<S, F, R, N>(rows, *x, r, out);
+        all_rows::<S, F, R, N>(w, *x, out);
     }
     for (&x, out) in rest.iter().zip(out) {
-        block::<S, F, R, 1>(rows, [x], r, std::array::from_mut(out));
+        all_rows::<S, F, R, 1>(w, [x], std::array::from_mut(out));
+    }
+}
+
+/// All rows of weights, `R` at a time and then one by one, against `N` rows of activations.
+#[inline(always)]
+fn all_rows<S: Simd, F: Float, const R: usize, const N: usize>(
+    w: &[u8],
+    x: [&[f32]; N],
+    out: &mut [[f32; ROWS]; N],
+) {
+    let row_bytes = x[0].len() * F::BYTES;
+    let row = |r: usize| &w[r * row_bytes..][..row_bytes];
+    let rows = w.len() / row_bytes;
+    let mut r = 0;
+    while r + R <= rows {
+        let mut some: [&[u8]; R] = [&[]; R];
+        for (i, some) in some.iter_mut().enumerate() {
+            *some = row(r + i);
+        }
+        block::<S, F, R, N>(some, x, r, out);
+        r += R;
+    }
+    while r < rows {
+        block::<S, F, 1, N>([row(r)], x, r, out);
+        r += 1;
     }
 }
 

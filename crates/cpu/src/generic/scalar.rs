@@ -167,7 +167,7 @@ impl Simd for Scalar {
     #[inline(always)]
     fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
         // Bit i of the nibble goes to bit 8i: it is copied there by the term 2^(7i) of the product.
-        x.map(|x| (x >> (4 * group) & 0xf) * 0x0020_4081 & 0x0101_0101)
+        x.map(|x| (((x >> (4 * group)) & 0xf) * 0x0020_4081) & 0x0101_0101)
     }
 
     #[inline(always)]

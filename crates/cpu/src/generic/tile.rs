@@ -119,10 +119,10 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                 // Of sub-blocks of 16 there are two.
                 let part = 32 / T::SUB_BLOCK;
                 let mut scale = [[S::splat_word(0); 2]; 2];
-                for h in 0..2 {
-                    for p in 0..part {
+                for (scale, scales) in scale.iter_mut().zip(&scales) {
+                    for (p, scale) in scale.iter_mut().take(part).enumerate() {
                         let i = j * part + p;
-                        scale[h][p] = byte::<S>(scales[h][i / 4], i % 4, T::SIGNED_SCALES);
+                        *scale = byte::<S>(scales[i / 4], i % 4, T::SIGNED_SCALES);
                     }
                 }
                 for n in 0..N {
@@ -163,10 +163,9 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
 #[inline(always)]
 fn stored<S: Simd, const N: usize>(acc: [[S::Lanes; 2]; N]) -> [[f32; ROWS]; N] {
     let mut out = [[0.0; ROWS]; N];
-    for n in 0..N {
-        for h in 0..2 {
-            out[n].as_chunks_mut().0[h] = S::store(acc[n][h]);
-        }
+    for (out, [first, second]) in out.iter_mut().zip(acc) {
+        let (halves, _) = out.as_chunks_mut();
+        (halves[0], halves[1]) = (S::store(first), S::store(second));
     }
     out
 }
@@ -209,12 +208,12 @@ fn scale_pairs<S: Simd, T: Tiled256>(bytes: [S::Words; 4]) -> Pairs<S> {
 fn weighted<S: Simd, T: Tiled256>(pairs: &Pairs<S>, x: &Q8K) -> S::Words {
     let mut sum = S::splat_word(0);
     if T::SUB_BLOCK == 32 {
-        for i in 0..4 {
-            sum = S::dot_pairs(sum, pairs[i], x.sums_32[i]);
+        for (&pair, &sums) in pairs.iter().zip(&x.sums_32) {
+            sum = S::dot_pairs(sum, pair, sums);
         }
     } else {
-        for i in 0..8 {
-            sum = S::dot_pairs(sum, pairs[i], x.sums_16[i]);
+        for (&pair, &sums) in pairs.iter().zip(&x.sums_16) {
+            sum = S::dot_pairs(sum, pair, sums);
         }
     }
     sum

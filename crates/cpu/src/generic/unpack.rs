@@ -391,7 +391,7 @@ impl Tiled256 for IQ4_XS {
         let [low] = block.load::<S, 1>(0);
         let high = S::widen_halves(block.half(1));
         let mut out = [S::splat_word(0); 4];
-        for i in 0..2 {
+        for (i, out) in out.iter_mut().take(2).enumerate() {
             // Four nibbles to four bytes, and four crumbs.
             let low = S::and(S::shr(low, 16 * i as u32), 0xffff);
             let low = S::and(S::or(low, S::shl(low, 8)), 0x00ff_00ff);
@@ -399,7 +399,7 @@ impl Tiled256 for IQ4_XS {
             let high = S::and(S::shr(high, 8 * i as u32), 0xff);
             let high = S::and(S::or(high, S::shl(high, 12)), 0x000f_000f);
             let high = S::and(S::or(high, S::shl(high, 6)), CRUMBS);
-            out[i] = less_32::<S>(S::or(low, S::shl(high, 4)));
+            *out = less_32::<S>(S::or(low, S::shl(high, 4)));
         }
         out
     }

@@ -197,12 +197,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
         // Half by half, so that the quants and sums of one half fit into the registers.
-        for i in 0..2 {
+        for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: as in `splat`; `VNNI` is that of a kernel that may use it.
-            acc[i] = unsafe {
+            *acc = unsafe {
                 match VNNI {
-                    true => dot_vnni(acc[i], q, a, i),
-                    false => dot_in_16_bits(acc[i], q, a, i, T::BITS),
+                    true => dot_vnni(*acc, q, a, i),
+                    false => dot_in_16_bits(*acc, q, a, i, T::BITS),
                 }
             };
         }
