@@ -247,10 +247,11 @@ struct Company {
 
 impl Company {
     /// The first time alone. Each that follows soon is twice as long, up to the longest.
-    const SHORTEST: Duration = Duration::from_millis(10);
-    const LONGEST: Duration = Duration::from_millis(320);
-    /// Waking up and interrupts take this long on a machine that has nothing else to do.
-    const USUAL: Duration = Duration::from_micros(100);
+    const SHORTEST: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_millis(80);
+    /// Waking up and interrupts take less than this on a machine that has nothing else to do; another program's turn takes
+    /// more.
+    const USUAL: Duration = Duration::from_millis(1);
 
     fn is_alone(&self, now: Instant) -> bool {
         self.alone.is_some_and(|(until, _)| now < until)
@@ -453,18 +454,18 @@ mod tests {
     fn whoever_waits_for_long_goes_on_alone_and_longer_each_time() {
         let (start, ms) = (Instant::now(), Duration::from_millis);
         let mut company = Company::default();
-        company.waited(ms(4), start, start + ms(8));
-        assert!(!company.is_alone(start + ms(8)), "no longer than two chunks");
-        company.waited(ms(0), start, start + ms(1));
-        assert!(company.is_alone(start + ms(10)) && !company.is_alone(start + ms(11)));
-        company.waited(ms(1), start + ms(12), start + ms(20));
-        assert!(company.is_alone(start + ms(39)) && !company.is_alone(start + ms(40)));
+        company.waited(ms(4), start, start + ms(9));
+        assert!(!company.is_alone(start + ms(9)), "about two chunks");
+        company.waited(ms(0), start, start + ms(2));
+        assert!(company.is_alone(start + ms(6)) && !company.is_alone(start + ms(7)));
+        company.waited(ms(1), start + ms(8), start + ms(12));
+        assert!(company.is_alone(start + ms(21)) && !company.is_alone(start + ms(22)));
         // After a time without waiting it begins anew.
         company.waited(ms(1), start + ms(90), start + ms(100));
-        assert!(company.is_alone(start + ms(109)) && !company.is_alone(start + ms(110)));
+        assert!(company.is_alone(start + ms(104)) && !company.is_alone(start + ms(105)));
         for _ in 0..20 {
             let (now, _) = company.alone.unwrap();
-            company.waited(ms(1), now, now + ms(9));
+            company.waited(ms(1), now, now + ms(4));
         }
         assert_eq!(company.alone.unwrap().1, Company::LONGEST);
     }

@@ -24,7 +24,6 @@ crate::generic::kernels! { Neon, "neon" }
 
 impl Simd for Neon {
     type Lanes = [float32x4_t; 4];
-    const HAS_24_SUMS: bool = false;
 
     const REGISTERS: usize = 6;
 

@@ -52,7 +52,7 @@ impl Float for BF16 {
 pub(crate) fn products<S: Simd, F: Float>(w: &[u8], x: &[&[f32]], out: &mut [[f32; ROWS]]) {
     if x.first().is_none_or(|x| x.is_empty()) {
         out.fill([0.0; ROWS]);
-    } else if S::HAS_24_SUMS {
+    } else if S::REGISTERS >= 16 {
         groups::<S, F, 4, 6>(w, x, out);
     } else {
         groups::<S, F, 2, 3>(w, x, out);

@@ -36,8 +36,6 @@ use crate::tile::Line;
 pub(crate) trait Simd {
     /// [`LANES`] floats.
     type Lanes: Copy;
-    /// Whether there are registers for 24 sums of [`LANES`] lanes; if not there are for six.
-    const HAS_24_SUMS: bool;
 
     /// How many sums of [`LANES`] floats stay in registers, beside what they are made of.
     const REGISTERS: usize;

@@ -14,7 +14,6 @@ super::kernels! { Scalar }
 
 impl Simd for Scalar {
     type Lanes = [f32; LANES];
-    const HAS_24_SUMS: bool = false;
 
     const REGISTERS: usize = 6;
 

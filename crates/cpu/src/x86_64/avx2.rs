@@ -36,7 +36,6 @@ pub(crate) struct Avx2<const VNNI: bool>;
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Lanes = [__m256; 2];
-    const HAS_24_SUMS: bool = false;
 
     const REGISTERS: usize = 6;
 

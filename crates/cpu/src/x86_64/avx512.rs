@@ -27,7 +27,6 @@ crate::generic::kernels! { Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx5
 
 impl Simd for Avx512 {
     type Lanes = __m512;
-    const HAS_24_SUMS: bool = true;
 
     const REGISTERS: usize = 16;
 
