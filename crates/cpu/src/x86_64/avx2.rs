@@ -31,6 +31,14 @@ pub(crate) mod vnni {
     crate::generic::kernels! { super::Avx2<true>, "avx2,fma,f16c,avxvnni" }
 }
 
+/// Both halves of a vector of [`LANES`] lanes. A closure would not do: where one is not inlined, it is compiled without
+/// the kernel's instruction set, and every intrinsic in it becomes a call.
+macro_rules! both {
+    (|$i:ident| $half:expr) => {
+        [{ let $i = 0; $half }, { let $i = 1; $half }]
+    };
+}
+
 #[derive(Debug)]
 pub(crate) struct Avx2<const VNNI: bool>;
 
@@ -100,21 +108,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn load_f32(x: &[u8; 64]) -> Self::Lanes {
         let (halves, _) = x.as_chunks::<32>();
         // SAFETY: as in `splat`; each half of the array is 32 bytes.
-        both(|i| unsafe { _mm256_loadu_ps(halves[i].as_ptr().cast()) })
+        both!(|i| unsafe { _mm256_loadu_ps(halves[i].as_ptr().cast()) })
     }
 
     #[inline(always)]
     fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
         let words = Self::widen_halves(x);
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[i])) })
+        both!(|i| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[i])) })
     }
 
     #[inline(always)]
     fn load_halves(x: &[u8; 32]) -> Self::Lanes {
         let (halves, _) = x.as_chunks::<16>();
         // SAFETY: as in `splat`; each half of the array is 16 bytes.
-        both(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(halves[i].as_ptr().cast())) })
+        both!(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(halves[i].as_ptr().cast())) })
     }
 
     type Words = [__m256i; 2];
@@ -123,14 +131,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn load_line(x: &Line) -> Self::Words {
         let (halves, _) = x.0.as_chunks::<32>();
         // SAFETY: as in `splat`; each half of a line is 32 bytes, and aligned to as many.
-        both(|i| unsafe { _mm256_load_si256(halves[i].as_ptr().cast()) })
+        both!(|i| unsafe { _mm256_load_si256(halves[i].as_ptr().cast()) })
     }
 
     #[inline(always)]
     fn widen_halves(x: &[u8; 32]) -> Self::Words {
         let (halves, _) = x.as_chunks::<16>();
         // SAFETY: as in `splat`; each half of the array is 16 bytes.
-        both(|i| unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(halves[i].as_ptr().cast())) })
+        both!(|i| unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(halves[i].as_ptr().cast())) })
     }
 
     #[inline(always)]
@@ -142,55 +150,55 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn and(x: Self::Words, mask: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_and_si256(x[i], _mm256_set1_epi32(mask as i32)) })
+        both!(|i| unsafe { _mm256_and_si256(x[i], _mm256_set1_epi32(mask as i32)) })
     }
 
     #[inline(always)]
     fn xor(x: Self::Words, mask: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_xor_si256(x[i], _mm256_set1_epi32(mask as i32)) })
+        both!(|i| unsafe { _mm256_xor_si256(x[i], _mm256_set1_epi32(mask as i32)) })
     }
 
     #[inline(always)]
     fn or(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_or_si256(a[i], b[i]) })
+        both!(|i| unsafe { _mm256_or_si256(a[i], b[i]) })
     }
 
     #[inline(always)]
     fn shl(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_sll_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+        both!(|i| unsafe { _mm256_sll_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
     }
 
     #[inline(always)]
     fn shr(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_srl_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+        both!(|i| unsafe { _mm256_srl_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
     }
 
     #[inline(always)]
     fn sar(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_sra_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+        both!(|i| unsafe { _mm256_sra_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
     }
 
     #[inline(always)]
     fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_add_epi32(a[i], b[i]) })
+        both!(|i| unsafe { _mm256_add_epi32(a[i], b[i]) })
     }
 
     #[inline(always)]
     fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_mullo_epi32(a[i], b[i]) })
+        both!(|i| unsafe { _mm256_mullo_epi32(a[i], b[i]) })
     }
 
     #[inline(always)]
     fn to_lanes(x: Self::Words) -> Self::Lanes {
         // SAFETY: as in `splat`.
-        both(|i| unsafe { _mm256_cvtepi32_ps(x[i]) })
+        both!(|i| unsafe { _mm256_cvtepi32_ps(x[i]) })
     }
 
     #[inline(always)]
@@ -212,7 +220,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn dot_pairs(acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
         let pair = i32::from(low as u16) | i32::from(high) << 16;
         // SAFETY: as in `splat`.
-        both(|i| unsafe {
+        both!(|i| unsafe {
             _mm256_add_epi32(acc[i], _mm256_madd_epi16(x[i], _mm256_set1_epi32(pair)))
         })
     }
@@ -220,9 +228,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
         // SAFETY: as in `splat`.
-        let even = both(|i| unsafe { _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x[i])) });
+        let even = both!(|i| unsafe { _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x[i])) });
         // SAFETY: as in `splat`.
-        (even, both(|i| unsafe { _mm256_srai_epi16::<8>(x[i]) }))
+        (even, both!(|i| unsafe { _mm256_srai_epi16::<8>(x[i]) }))
     }
 
     #[inline(always)]
@@ -230,7 +238,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         let byte = group as i32 / 2 * 0x0101_0101;
         let bit = 0x0804_0201 << (4 * (group as u32 % 2));
         // SAFETY: as in `splat`.
-        both(|i| unsafe {
+        both!(|i| unsafe {
             let first_of_word = _mm256_set1_epi64x(0x0404_0404_0000_0000);
             let second_of_pair =
                 _mm256_set_epi64x(0x0808_0808_0808_0808, 0, 0x0808_0808_0808_0808, 0);
@@ -245,17 +253,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
         // SAFETY: as in `splat`; the table is 16 bytes.
-        both(|i| unsafe {
+        both!(|i| unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             _mm256_shuffle_epi8(table, x[i])
         })
     }
-}
-
-/// Both halves of a vector of [`LANES`] lanes.
-#[inline(always)]
-fn both<T>(half: impl Fn(usize) -> T) -> [T; 2] {
-    [half(0), half(1)]
 }
 
 /// The tree of [`lanes::sum`](crate::generic::lanes::sum) over the low eight lanes and the high ones.
@@ -280,7 +282,7 @@ pub(super) unsafe fn sum(low: __m256, high: __m256) -> f32 {
 #[inline(always)]
 unsafe fn splat_bytes(a: &[i8; 4]) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_set1_epi32(i32::from_le_bytes(a.map(|a| a as u8))) }
+    unsafe { _mm256_set1_epi32(i32::from_le_bytes([a[0] as u8, a[1] as u8, a[2] as u8, a[3] as u8])) }
 }
 
 /// See [`Simd::dot`], for half `i` of the words.
