@@ -10,10 +10,13 @@ use crate::tile::ROWS;
 
 /// A stored type of floats, little-endian, widened exactly.
 pub(crate) trait Float {
-    const BYTES: usize;
+    /// [`LANES`] elements.
+    type Group;
 
-    /// The first [`LANES`] elements of `bytes`.
-    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes;
+    /// The bytes of whole groups, and of what is left.
+    fn groups(bytes: &[u8]) -> (&[Self::Group], &[u8]);
+
+    fn load<S: Simd>(group: &Self::Group) -> S::Lanes;
 }
 
 pub(crate) struct F32;
@@ -21,129 +24,270 @@ pub(crate) struct F16;
 pub(crate) struct BF16;
 
 impl Float for F32 {
-    const BYTES: usize = 4;
+    type Group = [u8; 4 * LANES];
 
     #[inline(always)]
-    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes {
-        S::load_f32(bytes.first_chunk().expect("16 elements"))
+    fn groups(bytes: &[u8]) -> (&[Self::Group], &[u8]) {
+        bytes.as_chunks()
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(group: &Self::Group) -> S::Lanes {
+        S::load_f32(group)
     }
 }
 
 impl Float for F16 {
-    const BYTES: usize = 2;
+    type Group = [u8; 2 * LANES];
 
     #[inline(always)]
-    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes {
-        S::load_halves(bytes.first_chunk().expect("16 elements"))
+    fn groups(bytes: &[u8]) -> (&[Self::Group], &[u8]) {
+        bytes.as_chunks()
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(group: &Self::Group) -> S::Lanes {
+        S::load_halves(group)
     }
 }
 
 impl Float for BF16 {
-    const BYTES: usize = 2;
+    type Group = [u8; 2 * LANES];
 
     #[inline(always)]
-    fn load<S: Simd>(bytes: &[u8]) -> S::Lanes {
-        S::load_bf16(bytes.first_chunk().expect("16 elements"))
+    fn groups(bytes: &[u8]) -> (&[Self::Group], &[u8]) {
+        bytes.as_chunks()
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(group: &Self::Group) -> S::Lanes {
+        S::load_bf16(group)
     }
 }
+
+/// Rows of activations that meet some rows of weights at a time, if there are as many.
+const GROUP: usize = 6;
+
+/// Columns, in groups of [`LANES`], that all rows of weights go through before the next ones come: so few that the activations
+/// stay in the first-level cache.
+const STRETCH: usize = 32;
+
+/// `N` rows of activations, [`LANES`] columns of one after those of the other: rows as they are may lie so far apart that
+/// they throw each other out of the cache.
+type Packed<const N: usize> = [[f32; LANES]; N];
 
 /// At most [`ROWS`] rows of weights, one after the other, against each row of `x`.
 #[inline(always)]
 pub(crate) fn products<S: Simd, F: Float>(w: &[u8], x: &[&[f32]], out: &mut [[f32; ROWS]]) {
     if x.first().is_none_or(|x| x.is_empty()) {
         out.fill([0.0; ROWS]);
-    } else if S::REGISTERS >= 16 {
-        groups::<S, F, 4, 6>(w, x, out);
+    } else if S::REGISTERS * S::PARTS >= 16 {
+        blocks::<S, F, 4>(w, x, out);
     } else {
-        groups::<S, F, 2, 3>(w, x, out);
+        blocks::<S, F, 2>(w, x, out);
     }
 }
 
-/// `N` rows of `x` at a time, then one by one. All rows of weights meet them before the next ones come: activations are twice
-/// as wide as most weights, so it is them that should stay in the first-level cache.
+/// The same with blocks of `R` rows of weights and [`GROUP`] rows of activations, which are then taken one by one.
 #[inline(always)]
-fn groups<S: Simd, F: Float, const R: usize, const N: usize>(
-    w: &[u8],
-    x: &[&[f32]],
-    out: &mut [[f32; ROWS]],
-) {
-    let (groups, rest) = x.as_chunks::<N>();
-    let (outs, out) = out.as_chunks_mut::<N>();
+fn blocks<S: Simd, F: Float, const R: usize>(w: &[u8], x: &[&[f32]], out: &mut [[f32; ROWS]]) {
+    let row_bytes = x[0].len() * size_of::<F::Group>() / LANES;
+    let (groups, rest) = x.as_chunks::<GROUP>();
+    let (outs, out) = out.as_chunks_mut::<GROUP>();
+    let mut sums = [[S::splat(0.0); GROUP]; ROWS];
+    let mut packed = [[[0.0; LANES]; GROUP]; STRETCH];
     for (x, out) in groups.iter().zip(outs) {
-        all_rows::<S, F, R, N>(w, *x, out);
+        let count = x[0].len() / LANES;
+        for from in (0..count).step_by(STRETCH) {
+            let packed = &mut packed[..STRETCH.min(count - from)];
+            for (n, x) in x.iter().enumerate() {
+                let x = &x.as_chunks().0[from..][..packed.len()];
+                for (packed, x) in packed.iter_mut().zip(x) {
+                    packed[n] = *x;
+                }
+            }
+            add_products::<S, F, R, GROUP>(w, row_bytes, packed, from, &mut sums);
+        }
+        finish::<S, F, GROUP>(w, row_bytes, *x, &mut sums, out);
     }
+    let mut sums = [[S::splat(0.0)]; ROWS];
     for (&x, out) in rest.iter().zip(out) {
-        all_rows::<S, F, R, 1>(w, [x], std::array::from_mut(out));
+        let (columns, _) = x.as_chunks::<LANES>();
+        add_products::<S, F, R, 1>(w, row_bytes, columns.as_chunks().0, 0, &mut sums);
+        finish::<S, F, 1>(w, row_bytes, [x], &mut sums, std::array::from_mut(out));
     }
 }
 
-/// All rows of weights, `R` at a time and then one by one, against `N` rows of activations.
+/// Adds the products of all rows of weights, in the columns from group `from` on, to `sums`, which begin with group 0.
 #[inline(always)]
-fn all_rows<S: Simd, F: Float, const R: usize, const N: usize>(
+fn add_products<S: Simd, F: Float, const R: usize, const N: usize>(
     w: &[u8],
-    x: [&[f32]; N],
-    out: &mut [[f32; ROWS]; N],
+    row_bytes: usize,
+    x: &[Packed<N>],
+    from: usize,
+    sums: &mut [[S::Lanes; N]; ROWS],
 ) {
-    let row_bytes = x[0].len() * F::BYTES;
-    let row = |r: usize| &w[r * row_bytes..][..row_bytes];
     let rows = w.len() / row_bytes;
     let mut r = 0;
     while r + R <= rows {
-        let mut some: [&[u8]; R] = [&[]; R];
-        for (i, some) in some.iter_mut().enumerate() {
-            *some = row(r + i);
-        }
-        block::<S, F, R, N>(some, x, r, out);
+        let sums = sums[r..].first_chunk_mut().expect("there are no more rows than sums");
+        block::<S, F, R, N>(&w[r * row_bytes..], row_bytes, x, from, sums);
         r += R;
     }
     while r < rows {
-        block::<S, F, 1, N>([row(r)], x, r, out);
+        let sums = std::array::from_mut(&mut sums[r]);
+        block::<S, F, 1, N>(&w[r * row_bytes..], row_bytes, x, from, sums);
         r += 1;
     }
 }
 
-/// `R` rows of weights against `N` rows of activations.
+/// The same for the first `R` rows of `w`.
 #[inline(always)]
 fn block<S: Simd, F: Float, const R: usize, const N: usize>(
-    w: [&[u8]; R],
-    x: [&[f32]; N],
-    r: usize,
-    out: &mut [[f32; ROWS]; N],
+    w: &[u8],
+    row_bytes: usize,
+    x: &[Packed<N>],
+    from: usize,
+    sums: &mut [[S::Lanes; N]; R],
 ) {
-    let cols = x[0].len();
-    let (whole, tail) = (cols / LANES * LANES, cols % LANES);
-    let mut acc = [[S::splat(0.0); N]; R];
-    for i in (0..whole).step_by(LANES) {
-        let mut lanes = [S::splat(0.0); R];
+    let mut rows: [&[F::Group]; R] = [&[]; R];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = &F::groups(&w[r * row_bytes..][..row_bytes]).0[from..][..x.len()];
+    }
+    if from == 0 {
+        *sums = [[S::splat(0.0); N]; R];
+    }
+    if N == 1 {
+        // Each number is read once, from memory, which wants many sums at a time.
+        return add_share::<S, F, All, R, N>(rows, row_bytes, x, sums);
+    }
+    add_share::<S, F, Part<0>, R, N>(rows, row_bytes, x, sums);
+    if S::PARTS > 1 {
+        add_share::<S, F, Part<1>, R, N>(rows, row_bytes, x, sums);
+    }
+    if S::PARTS > 2 {
+        add_share::<S, F, Part<2>, R, N>(rows, row_bytes, x, sums);
+        add_share::<S, F, Part<3>, R, N>(rows, row_bytes, x, sums);
+    }
+}
+
+/// Which of the [`LANES`] lanes a loop takes. A block of sums in registers is the larger, and its operands are loaded the less
+/// often, the fewer registers each sum takes.
+trait Share<S: Simd> {
+    type Lanes: Copy;
+
+    fn of(lanes: S::Lanes) -> Self::Lanes;
+    fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+    fn put(share: Self::Lanes, lanes: &mut S::Lanes);
+}
+
+/// All of them.
+struct All;
+
+/// Those of one register.
+struct Part<const I: usize>;
+
+impl<S: Simd> Share<S> for All {
+    type Lanes = S::Lanes;
+
+    #[inline(always)]
+    fn of(lanes: S::Lanes) -> S::Lanes {
+        lanes
+    }
+
+    #[inline(always)]
+    fn fma(a: S::Lanes, b: S::Lanes, c: S::Lanes) -> S::Lanes {
+        S::fma(a, b, c)
+    }
+
+    #[inline(always)]
+    fn put(share: S::Lanes, lanes: &mut S::Lanes) {
+        *lanes = share;
+    }
+}
+
+impl<S: Simd, const I: usize> Share<S> for Part<I> {
+    type Lanes = S::Part;
+
+    #[inline(always)]
+    fn of(lanes: S::Lanes) -> S::Part {
+        S::part(lanes, I)
+    }
+
+    #[inline(always)]
+    fn fma(a: S::Part, b: S::Part, c: S::Part) -> S::Part {
+        S::fma_part(a, b, c)
+    }
+
+    #[inline(always)]
+    fn put(share: S::Part, lanes: &mut S::Lanes) {
+        S::set_part(lanes, I, share);
+    }
+}
+
+/// Adds the products of one share of the lanes, of `R` rows of weights and `N` of activations.
+#[inline(always)]
+fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
+    w: [&[F::Group]; R],
+    row_bytes: usize,
+    x: &[Packed<N>],
+    sums: &mut [[S::Lanes; N]; R],
+) {
+    let mut acc = [[L::of(S::splat(0.0)); N]; R];
+    for r in 0..R {
+        for n in 0..N {
+            acc[r][n] = L::of(sums[r][n]);
+        }
+    }
+    for (i, x) in x.iter().enumerate() {
+        let mut weights = [L::of(S::splat(0.0)); R];
         for r in 0..R {
-            let at = &w[r][i * F::BYTES..][..LANES * F::BYTES];
-            lanes[r] = F::load::<S>(at);
+            weights[r] = L::of(F::load::<S>(&w[r][i]));
             if N == 1 {
                 // The rows after these are next, and memory is read faster when it is told early.
-                S::prefetch(at.as_ptr().wrapping_add(R * w[r].len()));
+                S::prefetch(std::ptr::from_ref(&w[r][i]).wrapping_byte_add(R * row_bytes));
             }
         }
         for n in 0..N {
-            let x = S::load(x[n][i..].first_chunk().expect("rows are of one length"));
+            let x = L::of(S::load(&x[n]));
             for r in 0..R {
-                acc[r][n] = S::fma(lanes[r], x, acc[r][n]);
+                acc[r][n] = L::fma(weights[r], x, acc[r][n]);
             }
         }
     }
-    if tail > 0 {
-        for r in 0..R {
+    for r in 0..R {
+        for n in 0..N {
+            L::put(acc[r][n], &mut sums[r][n]);
+        }
+    }
+}
+
+/// Adds the products of the columns after the last whole group, and sums the lanes.
+#[inline(always)]
+fn finish<S: Simd, F: Float, const N: usize>(
+    w: &[u8],
+    row_bytes: usize,
+    x: [&[f32]; N],
+    sums: &mut [[S::Lanes; N]; ROWS],
+    out: &mut [[f32; ROWS]; N],
+) {
+    let is_whole = x[0].len().is_multiple_of(LANES);
+    for (r, (w, sums)) in w.chunks_exact(row_bytes).zip(sums).enumerate() {
+        if x[0].len() < LANES {
+            *sums = [S::splat(0.0); N];
+        }
+        if !is_whole {
             let mut bytes = [0; 4 * LANES];
-            bytes[..tail * F::BYTES].copy_from_slice(&w[r][whole * F::BYTES..]);
-            let lanes = F::load::<S>(&bytes);
+            let (_, tail) = F::groups(w);
+            bytes[..tail.len()].copy_from_slice(tail);
+            let weights = F::load::<S>(&F::groups(&bytes).0[0]);
             for n in 0..N {
-                let x = S::load(&padded(&x[n][whole..][..tail]));
-                acc[r][n] = S::fma(lanes, x, acc[r][n]);
+                let x = S::load(&padded(x[n].as_chunks::<LANES>().1));
+                sums[n] = S::fma(weights, x, sums[n]);
             }
         }
-    }
-    for n in 0..N {
-        for i in 0..R {
-            out[n][r + i] = S::sum(acc[i][n]);
+        for n in 0..N {
+            out[n][r] = S::sum(sums[n]);
         }
     }
 }

@@ -50,6 +50,18 @@ pub(crate) trait Simd {
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
     fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// The lanes of one register.
+    type Part: Copy;
+
+    /// How many registers [`LANES`] floats take: 1, 2 or 4.
+    const PARTS: usize;
+
+    fn part(x: Self::Lanes, i: usize) -> Self::Part;
+    fn set_part(x: &mut Self::Lanes, i: usize, part: Self::Part);
+    /// As [`fma`](Self::fma).
+    fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part;
+
     /// The tree of [`lanes::sum`].
     fn sum(x: Self::Lanes) -> f32;
     /// Little-endian floats.

@@ -50,6 +50,25 @@ impl Simd for Scalar {
         array::from_fn(|i| a[i] * b[i])
     }
 
+    type Part = Self::Lanes;
+
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    fn part(x: Self::Lanes, _: usize) -> Self::Part {
+        x
+    }
+
+    #[inline(always)]
+    fn set_part(x: &mut Self::Lanes, _: usize, part: Self::Part) {
+        *x = part;
+    }
+
+    #[inline(always)]
+    fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
+        Self::fma(a, b, c)
+    }
+
     #[inline(always)]
     fn sum(x: Self::Lanes) -> f32 {
         lanes::sum(x)

@@ -35,7 +35,16 @@ pub(crate) mod vnni {
 /// the kernel's instruction set, and every intrinsic in it becomes a call.
 macro_rules! both {
     (|$i:ident| $half:expr) => {
-        [{ let $i = 0; $half }, { let $i = 1; $half }]
+        [
+            {
+                let $i = 0;
+                $half
+            },
+            {
+                let $i = 1;
+                $half
+            },
+        ]
     };
 }
 
@@ -96,6 +105,26 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         // SAFETY: as in `splat`.
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    type Part = __m256;
+
+    const PARTS: usize = 2;
+
+    #[inline(always)]
+    fn part(x: Self::Lanes, i: usize) -> Self::Part {
+        x[i]
+    }
+
+    #[inline(always)]
+    fn set_part(x: &mut Self::Lanes, i: usize, part: Self::Part) {
+        x[i] = part;
+    }
+
+    #[inline(always)]
+    fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
+        // SAFETY: as in `splat`.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
@@ -282,7 +311,9 @@ pub(super) unsafe fn sum(low: __m256, high: __m256) -> f32 {
 #[inline(always)]
 unsafe fn splat_bytes(a: &[i8; 4]) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe { _mm256_set1_epi32(i32::from_le_bytes([a[0] as u8, a[1] as u8, a[2] as u8, a[3] as u8])) }
+    unsafe {
+        _mm256_set1_epi32(i32::from_le_bytes([a[0] as u8, a[1] as u8, a[2] as u8, a[3] as u8]))
+    }
 }
 
 /// See [`Simd::dot`], for half `i` of the words.
@@ -315,14 +346,19 @@ unsafe fn dot_in_16_bits(
     unsafe {
         let one = _mm256_set1_epi16(1);
         if bits == 8 {
-            // Even one sum of bytes of 8 bits may be too large, so their top bits are multiplied by themselves.
-            let top = _mm256_set1_epi8(-128);
-            for (q, a) in q.iter().zip(a) {
-                let a = splat_bytes(a);
-                let low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, q[i]), a);
-                let high = _mm256_maddubs_epi16(_mm256_and_si256(top, q[i]), a);
+            // Even one sum of two products may be too large: the nibbles are summed apart.
+            let nibbles = _mm256_set1_epi8(15);
+            for (q, a) in q.chunks(8).zip(a.chunks(8)) {
+                let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+                for (q, a) in q.iter().zip(a) {
+                    let a = splat_bytes(a);
+                    let lows = _mm256_and_si256(q[i], nibbles);
+                    let highs = _mm256_and_si256(_mm256_srli_epi16::<4>(q[i]), nibbles);
+                    low = _mm256_add_epi16(low, _mm256_maddubs_epi16(lows, a));
+                    high = _mm256_add_epi16(high, _mm256_maddubs_epi16(highs, a));
+                }
                 acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, one));
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(high, one));
+                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
             }
             return acc;
         }
