@@ -1,4 +1,4 @@
-//! Project chores: `cargo xtask ci | tidy | golden | synth | peers`.
+//! Project chores: `cargo xtask ci | tidy | emulate | golden | synth | peers`.
 
 use std::{
     ffi::OsString,
@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+mod emulate;
 mod peers;
 mod tidy;
 
@@ -20,6 +21,8 @@ enum Chore {
     Ci,
     /// The house rules that no compiler checks.
     Tidy,
+    /// Test the NEON kernels on an emulated machine (needs QEMU and a cross toolchain, see CONTRIBUTING.md).
+    Emulate,
     /// Make the fixtures and golden captures anew (needs Python, see fixtures/README.md).
     Golden,
     /// Write a model file of random weights in the shape of a real model.
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let result = match Chore::parse() {
         Chore::Ci => ci(),
         Chore::Tidy => tidy::check(&root()),
+        Chore::Emulate => emulate::run(),
         Chore::Golden => golden(),
         Chore::Peers(args) => peers::run(args),
         Chore::Synth { args } => return synth(&args),

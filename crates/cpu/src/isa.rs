@@ -15,12 +15,15 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with the F, BW, DQ, VL and VNNI parts of AVX-512.
     Avx512,
-    /// AArch64 with NEON: fused multiply-add in hardware; integer products are left to the compiler.
+    /// AArch64 with NEON, as all of it.
     Neon,
+    /// The same with dot products of bytes.
+    NeonDot,
 }
 
 impl Isa {
-    const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon];
+    const ALL: [Self; 6] =
+        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon, Self::NeonDot];
 
     /// Those that this machine can run, slowest first.
     pub fn available() -> impl Iterator<Item = Self> {
@@ -40,6 +43,7 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
+            Self::NeonDot => "neondot",
         }
     }
 
@@ -54,6 +58,8 @@ impl Isa {
             Self::Avx512 => crate::x86_64::avx512::is_available(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => crate::aarch64::neon::is_available(),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => crate::aarch64::neon::has_dotprod(),
             #[allow(unreachable_patterns, reason = "which sets are foreign depends on the target")]
             _ => false,
         }
@@ -72,7 +78,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => &crate::x86_64::avx512::KERNELS,
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => &crate::aarch64::neon::KERNELS,
+            Self::Neon => &crate::aarch64::neon::plain::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => &crate::aarch64::neon::dotprod::KERNELS,
             _ => &crate::generic::scalar::KERNELS,
         })
     }
@@ -113,6 +121,19 @@ mod tests {
             assert_eq!(isa.to_string().parse(), Ok(isa));
         }
         assert!("sse9".parse::<Isa>().unwrap_err().to_string().contains("avx512"));
+    }
+
+    /// `cargo xtask emulate` names the sets of the machine that it emulates: without them the other tests test nothing new.
+    #[test]
+    fn the_sets_that_are_to_be_tested_are_there() {
+        let names = std::env::var("APR_TESTED_ISAS").unwrap_or_default();
+        for name in names.split_terminator(',') {
+            assert!(Isa::available().any(|isa| isa.name() == name), "{name}");
+        }
+        assert_eq!(
+            cfg!(all(target_arch = "aarch64", target_endian = "little")),
+            Isa::Neon.kernels().is_ok()
+        );
     }
 
     #[test]

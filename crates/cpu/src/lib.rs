@@ -10,7 +10,7 @@
 //! - exponentials: our own polynomial (`generic::exp`).
 //!
 //! Read `generic/` for the algorithms; `x86_64/` and `aarch64/` hold what compilers do badly. [`Isa`] picks a table of
-//! kernels once; on x86-64 every stored type has vector code. The crate refuses to approximate silently: types that it does not multiply are an error on load.
+//! kernels once; on both machines every stored type has vector code. The crate refuses to approximate silently: types that it does not multiply are an error on load.
 //!
 //! Activations are multiplied with quantised weights after rounding to 8 bits, as llama.cpp does
 //! ([`apr_tensor::activation`]; minima are multiplied with exact sums, so there is no Q8_1), and with float weights as

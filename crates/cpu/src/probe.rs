@@ -88,6 +88,8 @@ const READS: &[ReadProbe] = &[
     |bytes, out| read::<4>(bytes, out, |_| ()),
     #[cfg(target_arch = "x86_64")]
     |bytes, out| read::<4>(bytes, out, crate::x86_64::probe::prefetch),
+    #[cfg(target_arch = "aarch64")]
+    |bytes, out| read::<4>(bytes, out, crate::aarch64::probe::prefetch),
 ];
 
 /// Lines of 64 bytes that a stream is fetched ahead.
@@ -150,12 +152,17 @@ impl Probes {
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => {
-                use crate::aarch64::neon::Neon;
-                probes!(Neon, ["neon"], 6, int8_plain, INT8_PLAIN_OPS)
+                use crate::aarch64::{neon::Neon, probe::*};
+                probes!(Neon<false>, ["neon"], 6, int8_neon, INT8_NEON_OPS)
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => {
+                use crate::aarch64::{neon::Neon, probe::*};
+                probes!(Neon<true>, ["neon,dotprod"], 6, int8_neondot, INT8_NEON_OPS)
             }
             // Foreign sets have been refused; a new one must not pass for the scalar one.
             #[allow(unreachable_patterns, reason = "which sets are foreign depends on the target")]
-            Isa::Scalar | Isa::Avx2 | Isa::Avx512 | Isa::Neon => {
+            Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Neon | Isa::NeonDot => {
                 probes!(Scalar, [], 1, int8_plain, INT8_PLAIN_OPS)
             }
         }

@@ -1,3 +1,4 @@
 //! Arm.
 
 pub(crate) mod neon;
+pub(crate) mod probe;

@@ -1,28 +1,41 @@
-//! NEON: float sums in registers of four lanes. Every AArch64 machine has it.
+//! NEON, which every AArch64 machine has: 16 bytes at a time; with dot products of bytes or without.
 //!
-//! Integer products and unpacking are the scalar twin's, which compilers turn into NEON well enough. The
-//! tests compare this with the twin wherever they run on such a machine; no measurement has been made on one.
+//! All of it is built and tested under emulation (`cargo xtask emulate`). How fast it is on a machine has never been
+//! measured.
 
-use std::arch::aarch64::*;
+use std::arch::{aarch64::*, asm};
 
 use half::f16;
 
 use crate::{
-    generic::{LANES, Simd, scalar::Scalar, unpack::Tiled},
+    generic::{LANES, Simd, unpack::Tiled},
     tile::Line,
 };
 
-/// Whether this machine can run [`KERNELS`].
+/// Whether this machine can run [`plain::KERNELS`]. Numbers in memory are taken for little-endian ones.
 pub(crate) fn is_available() -> bool {
-    std::arch::is_aarch64_feature_detected!("neon")
+    cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")
+}
+
+/// Whether this machine can run [`dotprod::KERNELS`] as well.
+pub(crate) fn has_dotprod() -> bool {
+    is_available() && std::arch::is_aarch64_feature_detected!("dotprod")
+}
+
+/// Without dot products: what Armv8.0 has.
+pub(crate) mod plain {
+    crate::generic::kernels! { super::Neon<false>, "neon" }
+}
+
+/// With `sdot`, which sums four products of bytes at once.
+pub(crate) mod dotprod {
+    crate::generic::kernels! { super::Neon<true>, "neon,dotprod" }
 }
 
 #[derive(Debug)]
-pub(crate) struct Neon;
+pub(crate) struct Neon<const DOTPROD: bool>;
 
-crate::generic::kernels! { Neon, "neon" }
-
-impl Simd for Neon {
+impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     type Lanes = [float32x4_t; 4];
 
     const REGISTERS: usize = 6;
@@ -35,28 +48,36 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn load(x: &[f32; LANES]) -> Self::Lanes {
-        let [a, b, c, d] = [0, 4, 8, 12].map(|i| x[i..].as_ptr());
-        // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
-        unsafe { [vld1q_f32(a), vld1q_f32(b), vld1q_f32(c), vld1q_f32(d)] }
+        let (quarters, _) = x.as_chunks::<4>();
+        let mut out = Self::splat(0.0);
+        for (out, x) in out.iter_mut().zip(quarters) {
+            // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
+            *out = unsafe { vld1q_f32(x.as_ptr()) };
+        }
+        out
     }
 
     #[inline(always)]
     fn load_f16(x: &[f16; LANES]) -> Self::Lanes {
-        Self::load(&Scalar::load_f16(x))
+        // SAFETY: as in `splat`; the array is 32 bytes.
+        unsafe { widened([vld1q_u8(x.as_ptr().cast()), vld1q_u8(x[8..].as_ptr().cast())]) }
     }
 
     #[inline(always)]
     fn store(x: Self::Lanes) -> [f32; LANES] {
         let mut out = [0.0; LANES];
-        for (x, out) in x.into_iter().zip(out.chunks_exact_mut(4)) {
-            // SAFETY: as in `splat`; `out` is 16 bytes.
+        let (quarters, _) = out.as_chunks_mut::<4>();
+        for (out, x) in quarters.iter_mut().zip(x) {
+            // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
             unsafe { vst1q_f32(out.as_mut_ptr(), x) };
         }
         out
     }
 
     #[inline(always)]
-    fn prefetch<T>(_: *const T) {}
+    fn prefetch<T>(address: *const T) {
+        prefetch(address);
+    }
 
     #[inline(always)]
     fn fma(a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
@@ -76,130 +97,378 @@ impl Simd for Neon {
         a
     }
 
-    type Part = float32x4_t;
-
-    const PARTS: usize = 4;
-
-    #[inline(always)]
-    fn part(x: Self::Lanes, i: usize) -> Self::Part {
-        x[i]
-    }
-
-    #[inline(always)]
-    fn set_part(x: &mut Self::Lanes, i: usize, part: Self::Part) {
-        x[i] = part;
-    }
-
-    #[inline(always)]
-    fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
-        // SAFETY: as in `splat`.
-        unsafe { vfmaq_f32(c, a, b) }
-    }
-
+    /// The tree of [`lanes::sum`](crate::generic::lanes::sum).
     #[inline(always)]
     fn sum(x: Self::Lanes) -> f32 {
-        Scalar::sum(Self::store(x))
+        // SAFETY: as in `splat`.
+        unsafe {
+            let x = vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]));
+            vpadds_f32(vadd_f32(vget_low_f32(x), vget_high_f32(x)))
+        }
     }
 
     #[inline(always)]
     fn load_f32(x: &[u8; 64]) -> Self::Lanes {
-        Self::load(&Scalar::load_f32(x))
+        let (quarters, _) = x.as_chunks::<16>();
+        let mut out = Self::splat(0.0);
+        for (out, x) in out.iter_mut().zip(quarters) {
+            // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
+            *out = unsafe { vreinterpretq_f32_u8(vld1q_u8(x.as_ptr())) };
+        }
+        out
     }
 
     #[inline(always)]
     fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
-        Self::load(&Scalar::load_bf16(x))
+        let words = Self::widen_halves(x);
+        let mut out = Self::splat(0.0);
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            out[i] = unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(words[i])) };
+        }
+        out
     }
 
     #[inline(always)]
     fn load_halves(x: &[u8; 32]) -> Self::Lanes {
-        Self::load(&Scalar::load_halves(x))
+        // SAFETY: as in `splat`; the array is 32 bytes.
+        unsafe { widened([vld1q_u8(x.as_ptr()), vld1q_u8(x[16..].as_ptr())]) }
     }
 
-    type Words = <Scalar as Simd>::Words;
+    type Words = [uint32x4_t; 4];
 
     #[inline(always)]
     fn load_line(x: &Line) -> Self::Words {
-        Scalar::load_line(x)
+        let (quarters, _) = x.0.as_chunks::<16>();
+        let mut out = Self::splat_word(0);
+        for (out, x) in out.iter_mut().zip(quarters) {
+            // SAFETY: as in `splat`; each quarter of a line is 16 bytes.
+            *out = unsafe { vreinterpretq_u32_u8(vld1q_u8(x.as_ptr())) };
+        }
+        out
     }
 
     #[inline(always)]
     fn widen_halves(x: &[u8; 32]) -> Self::Words {
-        Scalar::widen_halves(x)
+        // SAFETY: as in `splat`; the array is 32 bytes.
+        unsafe {
+            let low = vreinterpretq_u16_u8(vld1q_u8(x.as_ptr()));
+            let high = vreinterpretq_u16_u8(vld1q_u8(x[16..].as_ptr()));
+            [
+                vmovl_u16(vget_low_u16(low)),
+                vmovl_high_u16(low),
+                vmovl_u16(vget_low_u16(high)),
+                vmovl_high_u16(high),
+            ]
+        }
     }
 
     #[inline(always)]
     fn splat_word(x: i32) -> Self::Words {
-        Scalar::splat_word(x)
+        // SAFETY: as in `splat`.
+        unsafe { [vdupq_n_u32(x as u32); 4] }
     }
 
     #[inline(always)]
-    fn and(x: Self::Words, mask: u32) -> Self::Words {
-        Scalar::and(x, mask)
+    fn and(mut x: Self::Words, mask: u32) -> Self::Words {
+        for x in &mut x {
+            // SAFETY: as in `splat`.
+            *x = unsafe { vandq_u32(*x, vdupq_n_u32(mask)) };
+        }
+        x
     }
 
     #[inline(always)]
-    fn xor(x: Self::Words, mask: u32) -> Self::Words {
-        Scalar::xor(x, mask)
+    fn xor(mut x: Self::Words, mask: u32) -> Self::Words {
+        for x in &mut x {
+            // SAFETY: as in `splat`.
+            *x = unsafe { veorq_u32(*x, vdupq_n_u32(mask)) };
+        }
+        x
     }
 
     #[inline(always)]
-    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
-        Scalar::or(a, b)
+    fn or(mut a: Self::Words, b: Self::Words) -> Self::Words {
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            a[i] = unsafe { vorrq_u32(a[i], b[i]) };
+        }
+        a
     }
 
     #[inline(always)]
-    fn shl(x: Self::Words, bits: u32) -> Self::Words {
-        Scalar::shl(x, bits)
+    fn shl(mut x: Self::Words, bits: u32) -> Self::Words {
+        for x in &mut x {
+            // SAFETY: as in `splat`.
+            *x = unsafe { vshlq_u32(*x, vdupq_n_s32(bits as i32)) };
+        }
+        x
     }
 
     #[inline(always)]
-    fn shr(x: Self::Words, bits: u32) -> Self::Words {
-        Scalar::shr(x, bits)
+    fn shr(mut x: Self::Words, bits: u32) -> Self::Words {
+        for x in &mut x {
+            // SAFETY: as in `splat`. To the right is to the left by less than nothing.
+            *x = unsafe { vshlq_u32(*x, vdupq_n_s32(-(bits as i32))) };
+        }
+        x
     }
 
     #[inline(always)]
-    fn sar(x: Self::Words, bits: u32) -> Self::Words {
-        Scalar::sar(x, bits)
+    fn sar(mut x: Self::Words, bits: u32) -> Self::Words {
+        for x in &mut x {
+            // SAFETY: as in `splat`.
+            *x = unsafe {
+                let shifted = vshlq_s32(vreinterpretq_s32_u32(*x), vdupq_n_s32(-(bits as i32)));
+                vreinterpretq_u32_s32(shifted)
+            };
+        }
+        x
     }
 
     #[inline(always)]
-    fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
-        Scalar::add_word(a, b)
+    fn add_word(mut a: Self::Words, b: Self::Words) -> Self::Words {
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            a[i] = unsafe { vaddq_u32(a[i], b[i]) };
+        }
+        a
     }
 
     #[inline(always)]
-    fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
-        Scalar::mul_word(a, b)
+    fn mul_word(mut a: Self::Words, b: Self::Words) -> Self::Words {
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            a[i] = unsafe { vmulq_u32(a[i], b[i]) };
+        }
+        a
     }
 
     #[inline(always)]
     fn to_lanes(x: Self::Words) -> Self::Lanes {
-        Self::load(&Scalar::to_lanes(x))
+        let mut out = Self::splat(0.0);
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            out[i] = unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(x[i])) };
+        }
+        out
     }
 
     #[inline(always)]
-    fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
-        Scalar::dot::<T>(acc, q, a)
+    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+        // Both factors have a sign here, so that bytes of 8 bits lose 128, and the sum is given it back.
+        let (zero, flip) = if T::BITS == 8 { (128 * sum(a), 0x8080_8080) } else { (0, 0) };
+        // Register by register, so that the quants and sums of one fit beside what else there is.
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: as in `splat`; `DOTPROD` is that of a kernel that may use it.
+            *acc = unsafe {
+                let start = vaddq_s32(vreinterpretq_s32_u32(*acc), vdupq_n_s32(zero));
+                vreinterpretq_u32_s32(match DOTPROD {
+                    true => dot_at_once(start, q, a, i, flip),
+                    false => dot_in_16_bits(start, q, a, i, flip, T::BITS),
+                })
+            };
+        }
+        acc
     }
 
     #[inline(always)]
-    fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words {
-        Scalar::dot_pairs(acc, x, a)
+    fn dot_pairs(mut acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
+        let pair = i32::from(low as u16) | i32::from(high) << 16;
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            acc[i] = unsafe {
+                let (x, pair) =
+                    (vreinterpretq_s16_u32(x[i]), vreinterpretq_s16_s32(vdupq_n_s32(pair)));
+                let first = vmull_s16(vget_low_s16(x), vget_low_s16(pair));
+                let second = vmull_high_s16(x, pair);
+                vaddq_u32(acc[i], vreinterpretq_u32_s32(vpaddq_s32(first, second)))
+            };
+        }
+        acc
     }
 
     #[inline(always)]
     fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
-        Scalar::signed_pairs(x)
+        let (mut even, mut odd) = (x, x);
+        for i in 0..4 {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let pairs = vreinterpretq_s16_u32(x[i]);
+                even[i] = vreinterpretq_u32_s16(vshrq_n_s16::<8>(vshlq_n_s16::<8>(pairs)));
+                odd[i] = vreinterpretq_u32_s16(vshrq_n_s16::<8>(pairs));
+            }
+        }
+        (even, odd)
     }
 
     #[inline(always)]
-    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
-        Scalar::spread_bits(x, group)
+    fn spread_bits(mut x: Self::Words, group: usize) -> Self::Words {
+        const FIRST_OF_WORD: [u8; 16] = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
+        for x in &mut x {
+            // SAFETY: as in `splat`; the array is 16 bytes.
+            *x = unsafe {
+                let byte = vdupq_n_u8(group as u8 / 2);
+                let byte = vaddq_u8(vld1q_u8(FIRST_OF_WORD.as_ptr()), byte);
+                let bytes = vqtbl1q_u8(vreinterpretq_u8_u32(*x), byte);
+                let bit = vdupq_n_u32(0x0804_0201 << (4 * (group as u32 % 2)));
+                let is_set = vtstq_u8(bytes, vreinterpretq_u8_u32(bit));
+                vreinterpretq_u32_u8(vandq_u8(is_set, vdupq_n_u8(1)))
+            };
+        }
+        x
     }
 
     #[inline(always)]
-    fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
-        Scalar::lookup(x, table)
+    fn lookup(mut x: Self::Words, table: &[u8; 16]) -> Self::Words {
+        for x in &mut x {
+            // SAFETY: as in `splat`; the table is 16 bytes.
+            *x = unsafe {
+                let table = vld1q_u8(table.as_ptr());
+                vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(*x)))
+            };
+        }
+        x
     }
+}
+
+/// Asks for a line of memory that is read soon.
+#[inline(always)]
+pub(super) fn prefetch<T>(address: *const T) {
+    // SAFETY: a prefetch of any address is allowed, and changes nothing that a program could see.
+    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// Half-precision numbers, eight and eight.
+///
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn widened([low, high]: [uint8x16_t; 2]) -> [float32x4_t; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (low, high) = (vreinterpretq_f16_u8(low), vreinterpretq_f16_u8(high));
+        [
+            vcvt_f32_f16(vget_low_f16(low)),
+            vcvt_high_f32_f16(low),
+            vcvt_f32_f16(vget_low_f16(high)),
+            vcvt_high_f32_f16(high),
+        ]
+    }
+}
+
+/// The sum of all `a`, which are few.
+#[inline(always)]
+fn sum(a: &[[i8; 4]]) -> i32 {
+    let mut sum = 0;
+    for &a in a.as_flattened() {
+        sum += i32::from(a);
+    }
+    sum
+}
+
+/// Register `i` of word `q`, bytes with a sign once the bits `flip` are changed.
+///
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn signed(q: &[uint32x4_t; 4], i: usize, flip: u32) -> int8x16_t {
+    // SAFETY: the caller's promise.
+    unsafe { vreinterpretq_s8_u32(veorq_u32(q[i], vdupq_n_u32(flip))) }
+}
+
+/// `acc` and four products of bytes in each word: those of `q` with the four bytes `LANE` of `a`.
+///
+/// # Safety
+/// NEON and its dot products.
+#[inline(always)]
+pub(super) unsafe fn sdot<const LANE: usize>(
+    mut acc: int32x4_t,
+    q: int8x16_t,
+    a: int8x16_t,
+) -> int32x4_t {
+    // SAFETY: the caller's promise; nothing but `acc` changes.
+    unsafe {
+        asm!(
+            "sdot {acc:v}.4s, {q:v}.16b, {a:v}.4b[{lane}]",
+            acc = inout(vreg) acc,
+            q = in(vreg) q,
+            a = in(vreg) a,
+            lane = const LANE,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+/// See [`Simd::dot`], for register `i` of the words.
+///
+/// # Safety
+/// NEON and its dot products.
+#[inline(always)]
+unsafe fn dot_at_once(
+    mut acc: int32x4_t,
+    q: &[[uint32x4_t; 4]],
+    a: &[[i8; 4]],
+    i: usize,
+    flip: u32,
+) -> int32x4_t {
+    let ((q, q_rest), (a, a_rest)) = (q.as_chunks::<4>(), a.as_chunks::<4>());
+    // SAFETY: the caller's promise; four times four `a` are 16 bytes.
+    unsafe {
+        for (q, a) in q.iter().zip(a) {
+            let a = vld1q_s8(a.as_flattened().as_ptr());
+            acc = sdot::<0>(acc, signed(&q[0], i, flip), a);
+            acc = sdot::<1>(acc, signed(&q[1], i, flip), a);
+            acc = sdot::<2>(acc, signed(&q[2], i, flip), a);
+            acc = sdot::<3>(acc, signed(&q[3], i, flip), a);
+        }
+        for (q, a) in q_rest.iter().zip(a_rest) {
+            acc = sdot::<0>(acc, signed(q, i, flip), splat_bytes(a));
+        }
+    }
+    acc
+}
+
+/// The same without dot products: products of bytes are 16 bits wide, and so many of them are added before they are
+/// widened as can not overflow, even in pairs.
+///
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn dot_in_16_bits(
+    mut acc: int32x4_t,
+    q: &[[uint32x4_t; 4]],
+    a: &[[i8; 4]],
+    i: usize,
+    flip: u32,
+    bits: u32,
+) -> int32x4_t {
+    // With a sign, the largest magnitude of 8 bits is 128.
+    let largest = if bits == 8 { 128 } else { (1 << bits) - 1 };
+    let most = (i16::MAX as usize / (2 * 127 * largest)).min(8);
+    for (q, a) in q.chunks(most).zip(a.chunks(most)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            // Of the words 0 and 1, and 2 and 3.
+            let mut sums = [vdupq_n_s16(0); 2];
+            for (q, a) in q.iter().zip(a) {
+                let (q, a) = (signed(q, i, flip), splat_bytes(a));
+                sums[0] = vmlal_s8(sums[0], vget_low_s8(q), vget_low_s8(a));
+                sums[1] = vmlal_high_s8(sums[1], q, a);
+            }
+            acc = vpadalq_s16(acc, vpaddq_s16(sums[0], sums[1]));
+        }
+    }
+    acc
+}
+
+/// Four bytes in each word.
+///
+/// # Safety
+/// NEON.
+#[inline(always)]
+unsafe fn splat_bytes(a: &[i8; 4]) -> int8x16_t {
+    // SAFETY: the caller's promise.
+    unsafe { vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(a.map(|a| a as u8)))) }
 }
