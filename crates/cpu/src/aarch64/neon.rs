@@ -32,6 +32,30 @@ pub(crate) mod dotprod {
     crate::generic::kernels! { super::Neon<true>, "neon,dotprod" }
 }
 
+/// All registers of a vector of [`LANES`] lanes. No loop and no closure, so that nothing is left of it but registers.
+macro_rules! each {
+    (|$i:ident| $register:expr) => {
+        [
+            {
+                let $i = 0;
+                $register
+            },
+            {
+                let $i = 1;
+                $register
+            },
+            {
+                let $i = 2;
+                $register
+            },
+            {
+                let $i = 3;
+                $register
+            },
+        ]
+    };
+}
+
 #[derive(Debug)]
 pub(crate) struct Neon<const DOTPROD: bool>;
 
@@ -49,12 +73,8 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     #[inline(always)]
     fn load(x: &[f32; LANES]) -> Self::Lanes {
         let (quarters, _) = x.as_chunks::<4>();
-        let mut out = Self::splat(0.0);
-        for (out, x) in out.iter_mut().zip(quarters) {
-            // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
-            *out = unsafe { vld1q_f32(x.as_ptr()) };
-        }
-        out
+        // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
+        each!(|i| unsafe { vld1q_f32(quarters[i].as_ptr()) })
     }
 
     #[inline(always)]
@@ -67,10 +87,8 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     fn store(x: Self::Lanes) -> [f32; LANES] {
         let mut out = [0.0; LANES];
         let (quarters, _) = out.as_chunks_mut::<4>();
-        for (out, x) in quarters.iter_mut().zip(x) {
-            // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
-            unsafe { vst1q_f32(out.as_mut_ptr(), x) };
-        }
+        // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
+        each!(|i| unsafe { vst1q_f32(quarters[i].as_mut_ptr(), x[i]) });
         out
     }
 
@@ -80,21 +98,15 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn fma(a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            c[i] = unsafe { vfmaq_f32(c[i], a[i], b[i]) };
-        }
-        c
+    fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
     }
 
     #[inline(always)]
-    fn mul(mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            a[i] = unsafe { vmulq_f32(a[i], b[i]) };
-        }
-        a
+    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vmulq_f32(a[i], b[i]) })
     }
 
     /// The tree of [`lanes::sum`](crate::generic::lanes::sum).
@@ -110,23 +122,15 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     #[inline(always)]
     fn load_f32(x: &[u8; 64]) -> Self::Lanes {
         let (quarters, _) = x.as_chunks::<16>();
-        let mut out = Self::splat(0.0);
-        for (out, x) in out.iter_mut().zip(quarters) {
-            // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
-            *out = unsafe { vreinterpretq_f32_u8(vld1q_u8(x.as_ptr())) };
-        }
-        out
+        // SAFETY: as in `splat`; each quarter of the array is 16 bytes.
+        each!(|i| unsafe { vreinterpretq_f32_u8(vld1q_u8(quarters[i].as_ptr())) })
     }
 
     #[inline(always)]
     fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
         let words = Self::widen_halves(x);
-        let mut out = Self::splat(0.0);
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            out[i] = unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(words[i])) };
-        }
-        out
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(words[i])) })
     }
 
     #[inline(always)]
@@ -140,12 +144,8 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     #[inline(always)]
     fn load_line(x: &Line) -> Self::Words {
         let (quarters, _) = x.0.as_chunks::<16>();
-        let mut out = Self::splat_word(0);
-        for (out, x) in out.iter_mut().zip(quarters) {
-            // SAFETY: as in `splat`; each quarter of a line is 16 bytes.
-            *out = unsafe { vreinterpretq_u32_u8(vld1q_u8(x.as_ptr())) };
-        }
-        out
+        // SAFETY: as in `splat`; each quarter of a line is 16 bytes.
+        each!(|i| unsafe { vreinterpretq_u32_u8(vld1q_u8(quarters[i].as_ptr())) })
     }
 
     #[inline(always)]
@@ -170,165 +170,124 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn and(mut x: Self::Words, mask: u32) -> Self::Words {
-        for x in &mut x {
-            // SAFETY: as in `splat`.
-            *x = unsafe { vandq_u32(*x, vdupq_n_u32(mask)) };
-        }
-        x
+    fn and(x: Self::Words, mask: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vandq_u32(x[i], vdupq_n_u32(mask)) })
     }
 
     #[inline(always)]
-    fn xor(mut x: Self::Words, mask: u32) -> Self::Words {
-        for x in &mut x {
-            // SAFETY: as in `splat`.
-            *x = unsafe { veorq_u32(*x, vdupq_n_u32(mask)) };
-        }
-        x
+    fn xor(x: Self::Words, mask: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { veorq_u32(x[i], vdupq_n_u32(mask)) })
     }
 
     #[inline(always)]
-    fn or(mut a: Self::Words, b: Self::Words) -> Self::Words {
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            a[i] = unsafe { vorrq_u32(a[i], b[i]) };
-        }
-        a
+    fn or(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vorrq_u32(a[i], b[i]) })
     }
 
     #[inline(always)]
-    fn shl(mut x: Self::Words, bits: u32) -> Self::Words {
-        for x in &mut x {
-            // SAFETY: as in `splat`.
-            *x = unsafe { vshlq_u32(*x, vdupq_n_s32(bits as i32)) };
-        }
-        x
+    fn shl(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vshlq_u32(x[i], vdupq_n_s32(bits as i32)) })
     }
 
     #[inline(always)]
-    fn shr(mut x: Self::Words, bits: u32) -> Self::Words {
-        for x in &mut x {
-            // SAFETY: as in `splat`. To the right is to the left by less than nothing.
-            *x = unsafe { vshlq_u32(*x, vdupq_n_s32(-(bits as i32))) };
-        }
-        x
+    fn shr(x: Self::Words, bits: u32) -> Self::Words {
+        // SAFETY: as in `splat`. To the right is to the left by less than nothing.
+        each!(|i| unsafe { vshlq_u32(x[i], vdupq_n_s32(-(bits as i32))) })
     }
 
     #[inline(always)]
-    fn sar(mut x: Self::Words, bits: u32) -> Self::Words {
-        for x in &mut x {
-            // SAFETY: as in `splat`.
-            *x = unsafe {
-                let shifted = vshlq_s32(vreinterpretq_s32_u32(*x), vdupq_n_s32(-(bits as i32)));
-                vreinterpretq_u32_s32(shifted)
-            };
-        }
-        x
+    fn sar(x: Self::Words, bits: u32) -> Self::Words {
+        let bits = -(bits as i32);
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe {
+            vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(x[i]), vdupq_n_s32(bits)))
+        })
     }
 
     #[inline(always)]
-    fn add_word(mut a: Self::Words, b: Self::Words) -> Self::Words {
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            a[i] = unsafe { vaddq_u32(a[i], b[i]) };
-        }
-        a
+    fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vaddq_u32(a[i], b[i]) })
     }
 
     #[inline(always)]
-    fn mul_word(mut a: Self::Words, b: Self::Words) -> Self::Words {
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            a[i] = unsafe { vmulq_u32(a[i], b[i]) };
-        }
-        a
+    fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vmulq_u32(a[i], b[i]) })
     }
 
     #[inline(always)]
     fn to_lanes(x: Self::Words) -> Self::Lanes {
-        let mut out = Self::splat(0.0);
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            out[i] = unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(x[i])) };
-        }
-        out
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(x[i])) })
     }
 
     #[inline(always)]
-    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+    fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
         // Both factors have a sign here, so that bytes of 8 bits lose 128, and the sum is given it back.
         let (zero, flip) = if T::BITS == 8 { (128 * sum(a), 0x8080_8080) } else { (0, 0) };
         // Register by register, so that the quants and sums of one fit beside what else there is.
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as in `splat`; `DOTPROD` is that of a kernel that may use it.
-            *acc = unsafe {
-                let start = vaddq_s32(vreinterpretq_s32_u32(*acc), vdupq_n_s32(zero));
-                vreinterpretq_u32_s32(match DOTPROD {
-                    true => dot_at_once(start, q, a, i, flip),
-                    false => dot_in_16_bits(start, q, a, i, flip, T::BITS),
-                })
-            };
-        }
-        acc
+        // SAFETY: as in `splat`; `DOTPROD` is that of a kernel that may use it.
+        each!(|i| unsafe {
+            let acc = vaddq_s32(vreinterpretq_s32_u32(acc[i]), vdupq_n_s32(zero));
+            vreinterpretq_u32_s32(match DOTPROD {
+                true => dot_at_once(acc, q, a, i, flip),
+                false => dot_in_16_bits(acc, q, a, i, flip, T::BITS),
+            })
+        })
     }
 
     #[inline(always)]
-    fn dot_pairs(mut acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
+    fn dot_pairs(acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
         let pair = i32::from(low as u16) | i32::from(high) << 16;
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            acc[i] = unsafe {
-                let (x, pair) =
-                    (vreinterpretq_s16_u32(x[i]), vreinterpretq_s16_s32(vdupq_n_s32(pair)));
-                let first = vmull_s16(vget_low_s16(x), vget_low_s16(pair));
-                let second = vmull_high_s16(x, pair);
-                vaddq_u32(acc[i], vreinterpretq_u32_s32(vpaddq_s32(first, second)))
-            };
-        }
-        acc
+        // SAFETY: as in `splat`.
+        each!(|i| unsafe {
+            let (x, a) = (vreinterpretq_s16_u32(x[i]), vreinterpretq_s16_s32(vdupq_n_s32(pair)));
+            let first = vmull_s16(vget_low_s16(x), vget_low_s16(a));
+            let sums = vpaddq_s32(first, vmull_high_s16(x, a));
+            vaddq_u32(acc[i], vreinterpretq_u32_s32(sums))
+        })
     }
 
     #[inline(always)]
     fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
-        let (mut even, mut odd) = (x, x);
-        for i in 0..4 {
-            // SAFETY: as in `splat`.
-            unsafe {
-                let pairs = vreinterpretq_s16_u32(x[i]);
-                even[i] = vreinterpretq_u32_s16(vshrq_n_s16::<8>(vshlq_n_s16::<8>(pairs)));
-                odd[i] = vreinterpretq_u32_s16(vshrq_n_s16::<8>(pairs));
-            }
-        }
+        // SAFETY: as in `splat`.
+        let even = each!(|i| unsafe {
+            let top = vshlq_n_s16::<8>(vreinterpretq_s16_u32(x[i]));
+            vreinterpretq_u32_s16(vshrq_n_s16::<8>(top))
+        });
+        // SAFETY: as in `splat`.
+        let odd = each!(|i| unsafe {
+            vreinterpretq_u32_s16(vshrq_n_s16::<8>(vreinterpretq_s16_u32(x[i])))
+        });
         (even, odd)
     }
 
     #[inline(always)]
-    fn spread_bits(mut x: Self::Words, group: usize) -> Self::Words {
+    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
         const FIRST_OF_WORD: [u8; 16] = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
-        for x in &mut x {
-            // SAFETY: as in `splat`; the array is 16 bytes.
-            *x = unsafe {
-                let byte = vdupq_n_u8(group as u8 / 2);
-                let byte = vaddq_u8(vld1q_u8(FIRST_OF_WORD.as_ptr()), byte);
-                let bytes = vqtbl1q_u8(vreinterpretq_u8_u32(*x), byte);
-                let bit = vdupq_n_u32(0x0804_0201 << (4 * (group as u32 % 2)));
-                let is_set = vtstq_u8(bytes, vreinterpretq_u8_u32(bit));
-                vreinterpretq_u32_u8(vandq_u8(is_set, vdupq_n_u8(1)))
-            };
-        }
-        x
+        // SAFETY: as in `splat`; the array is 16 bytes.
+        each!(|i| unsafe {
+            let byte = vdupq_n_u8(group as u8 / 2);
+            let byte = vaddq_u8(vld1q_u8(FIRST_OF_WORD.as_ptr()), byte);
+            let bytes = vqtbl1q_u8(vreinterpretq_u8_u32(x[i]), byte);
+            let bit = vdupq_n_u32(0x0804_0201 << (4 * (group as u32 % 2)));
+            let is_set = vtstq_u8(bytes, vreinterpretq_u8_u32(bit));
+            vreinterpretq_u32_u8(vandq_u8(is_set, vdupq_n_u8(1)))
+        })
     }
 
     #[inline(always)]
-    fn lookup(mut x: Self::Words, table: &[u8; 16]) -> Self::Words {
-        for x in &mut x {
-            // SAFETY: as in `splat`; the table is 16 bytes.
-            *x = unsafe {
-                let table = vld1q_u8(table.as_ptr());
-                vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(*x)))
-            };
-        }
-        x
+    fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
+        // SAFETY: as in `splat`; the table is 16 bytes.
+        each!(|i| unsafe {
+            let table = vld1q_u8(table.as_ptr());
+            vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(x[i])))
+        })
     }
 }
 
@@ -336,7 +295,9 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
 #[inline(always)]
 pub(super) fn prefetch<T>(address: *const T) {
     // SAFETY: a prefetch of any address is allowed, and changes nothing that a program could see.
-    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("prfm pldl1keep, [{}]", in(reg) address, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// Half-precision numbers, eight and eight.
