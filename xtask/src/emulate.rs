@@ -34,20 +34,40 @@ const WITNESS: &str = "test isa::tests::the_sets_that_are_to_be_tested_are_there
 const INSTALL: &str = "on Debian: apt-get install --no-install-recommends \
     rustc-web cargo-web rust-web-src gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user";
 
-pub(crate) fn run() -> Result<()> {
+/// Test the NEON kernels on an emulated machine (needs QEMU and a cross toolchain, see CONTRIBUTING.md).
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The tests of whole models as well, not only those of kernels (ten minutes more).
+    #[arg(long)]
+    all: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
     let bin = env::var_os(BIN).map_or_else(|| DEBIAN_BIN.into(), PathBuf::from);
     let (cargo, rustc) = (bin.join("cargo"), bin.join("rustc"));
     let library = Library::of(&rustc)?;
     let (linker, runner) = (told(LINKER), told(RUNNER));
-    let runner_program = runner.to_string_lossy().split(' ').next().unwrap_or_default().to_owned();
-    for program in [cargo.as_os_str(), linker.as_ref(), runner_program.as_ref()] {
+    let emulator = runner.to_string_lossy().split(' ').next().unwrap_or_default().to_owned();
+    for program in [cargo.as_os_str(), emulator.as_ref()] {
         said_by(Command::new(program).arg("--version"))?;
+    }
+    // Says where the file is, or only its name if there is none.
+    let start = said_by(Command::new(&linker).arg("-print-file-name=Scrt1.o"))?;
+    if !Path::new(start.trim()).is_absolute() {
+        bail!("{} has no C library for {TARGET}; {INSTALL}", linker.display());
     }
 
     let mut command = Command::new(cargo);
-    command.args(["test", "--locked", "--package", "apr-cpu", "--lib", "--tests"]);
+    command.args(["test", "--locked", "--package", "apr-cpu", "--lib"]);
+    command.args(args.all.then_some("--tests"));
     command.args(["--target", TARGET, "--target-dir", "target/emulate"]);
     command.env("RUSTC", rustc).env(LINKER.0, linker).env(RUNNER.0, runner).env(ISAS.0, ISAS.1);
+    // Kernels as they are released, which is what compiles fast, too. Flags may be meant for this machine.
+    for unchecked in ["debug-assertions", "overflow-checks"] {
+        command.args(["--config", &format!("profile.dev.package.apr-cpu.{unchecked}=false")]);
+    }
+    command.env("CARGO_PROFILE_DEV_DEBUG", "false").env("CARGO_INCREMENTAL", "0");
+    command.env_remove("RUSTFLAGS");
     if library == Library::Source {
         // Only toolchains of developers may build it, and those that are told that they are one.
         command.arg("-Zbuild-std=std,panic_unwind,test").env("RUSTC_BOOTSTRAP", "1");
@@ -88,7 +108,7 @@ fn told((name, default): (&str, &str)) -> OsString {
 /// What a program says that needs to be there.
 fn said_by(command: &mut Command) -> Result<String> {
     let program = command.get_program().display().to_string();
-    let output = command.output().with_context(|| format!("{program}; {INSTALL}"))?;
+    let output = command.output().with_context(|| format!("cannot run {program}; {INSTALL}"))?;
     if !output.status.success() {
         bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -119,4 +139,24 @@ fn judge(command: &mut Command) -> Result<()> {
     }
     println!("xtask: {passed} tests passed on {TARGET} ({})", ISAS.1);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_that_pass_are_not_enough_without_the_one_that_knows_the_sets() {
+        assert!(judge(Command::new("echo").arg(WITNESS)).is_ok());
+        assert!(judge(Command::new("echo").arg("test other ... ok")).is_err());
+        assert!(
+            judge(Command::new("sh").args(["-c", &format!("echo {WITNESS}; exit 1")])).is_err()
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let error = format!("{:#}", Library::of(Path::new("/nowhere/rustc")).unwrap_err());
+        assert!(error.contains("/nowhere/rustc") && error.contains("rust-web-src"), "{error}");
+    }
 }

@@ -21,8 +21,8 @@ enum Chore {
     Ci,
     /// The house rules that no compiler checks.
     Tidy,
-    /// Test the NEON kernels on an emulated machine (needs QEMU and a cross toolchain, see CONTRIBUTING.md).
-    Emulate,
+    /// Test the NEON kernels on an emulated machine.
+    Emulate(emulate::Args),
     /// Make the fixtures and golden captures anew (needs Python, see fixtures/README.md).
     Golden,
     /// Write a model file of random weights in the shape of a real model.
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let result = match Chore::parse() {
         Chore::Ci => ci(),
         Chore::Tidy => tidy::check(&root()),
-        Chore::Emulate => emulate::run(),
+        Chore::Emulate(args) => emulate::run(&args),
         Chore::Golden => golden(),
         Chore::Peers(args) => peers::run(args),
         Chore::Synth { args } => return synth(&args),
