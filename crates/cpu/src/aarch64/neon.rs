@@ -296,7 +296,7 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
 pub(super) fn prefetch<T>(address: *const T) {
     // SAFETY: a prefetch of any address is allowed, and changes nothing that a program could see.
     unsafe {
-        asm!("prfm pldl1keep, [{}]", in(reg) address, options(nomem, nostack, preserves_flags))
+        asm!("prfm pldl1keep, [{}]", in(reg) address, options(readonly, nostack, preserves_flags))
     };
 }
 
