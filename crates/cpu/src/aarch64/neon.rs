@@ -109,6 +109,26 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         each!(|i| unsafe { vmulq_f32(a[i], b[i]) })
     }
 
+    type Part = float32x4_t;
+
+    const PARTS: usize = 4;
+
+    #[inline(always)]
+    fn part(x: Self::Lanes, i: usize) -> Self::Part {
+        x[i]
+    }
+
+    #[inline(always)]
+    fn set_part(x: &mut Self::Lanes, i: usize, part: Self::Part) {
+        x[i] = part;
+    }
+
+    #[inline(always)]
+    fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
+        // SAFETY: as in `splat`.
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+
     /// The tree of [`lanes::sum`](crate::generic::lanes::sum).
     #[inline(always)]
     fn sum(x: Self::Lanes) -> f32 {
