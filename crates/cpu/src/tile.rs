@@ -21,6 +21,9 @@ use crate::{
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 2 * LANES;
 
+/// Bytes from the weights in use to those that memory is asked for, where each is read once.
+pub(crate) const FETCH_AHEAD: usize = 8 << 10;
+
 /// The same word of each of 16 rows, or a 16-bit number of each of 32.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C, align(64))]

@@ -6,7 +6,7 @@
 //! Some rows of weights meet some rows of activations at a time, so that each number is loaded once for several products.
 
 use super::{LANES, Simd, lanes::padded};
-use crate::tile::ROWS;
+use crate::tile::{FETCH_AHEAD, ROWS};
 
 /// A stored type of floats, little-endian, widened exactly.
 pub(crate) trait Float {
@@ -96,47 +96,53 @@ fn blocks<S: Simd, F: Float, const R: usize>(w: &[u8], x: &[&[f32]], out: &mut [
     let (outs, out) = out.as_chunks_mut::<GROUP>();
     let mut sums = [[S::splat(0.0); GROUP]; ROWS];
     let mut packed = [[[0.0; LANES]; GROUP]; STRETCH];
-    for (x, out) in groups.iter().zip(outs) {
+    for (g, (x, out)) in groups.iter().zip(outs).enumerate() {
         let count = x[0].len() / LANES;
+        let next = groups.get(g + 1).unwrap_or(x);
         for from in (0..count).step_by(STRETCH) {
             let packed = &mut packed[..STRETCH.min(count - from)];
-            for (n, x) in x.iter().enumerate() {
-                let x = &x.as_chunks().0[from..][..packed.len()];
-                for (packed, x) in packed.iter_mut().zip(x) {
+            for n in 0..GROUP {
+                let next = next[n][from * LANES..].as_ptr();
+                let x = &x[n].as_chunks().0[from..][..packed.len()];
+                for (i, (packed, x)) in packed.iter_mut().zip(x).enumerate() {
                     packed[n] = *x;
+                    S::prefetch(next.wrapping_add(i * LANES));
                 }
             }
-            add_products::<S, F, R, GROUP>(w, row_bytes, packed, from, &mut sums);
+            add_products::<S, F, R, GROUP>(w, row_bytes, packed, from, g == 0, &mut sums);
         }
         finish::<S, F, GROUP>(w, row_bytes, *x, &mut sums, out);
     }
     let mut sums = [[S::splat(0.0)]; ROWS];
     for (&x, out) in rest.iter().zip(out) {
         let (columns, _) = x.as_chunks::<LANES>();
-        add_products::<S, F, R, 1>(w, row_bytes, columns.as_chunks().0, 0, &mut sums);
+        add_products::<S, F, R, 1>(w, row_bytes, columns.as_chunks().0, 0, false, &mut sums);
         finish::<S, F, 1>(w, row_bytes, [x], &mut sums, std::array::from_mut(out));
     }
 }
 
 /// Adds the products of all rows of weights, in the columns from group `from` on, to `sums`, which begin with group 0.
+///
+/// With `fetch` the rows after those in use are asked for: they are read for the first time.
 #[inline(always)]
 fn add_products<S: Simd, F: Float, const R: usize, const N: usize>(
     w: &[u8],
     row_bytes: usize,
     x: &[Packed<N>],
     from: usize,
+    fetch: bool,
     sums: &mut [[S::Lanes; N]; ROWS],
 ) {
     let rows = w.len() / row_bytes;
     let mut r = 0;
     while r + R <= rows {
         let sums = sums[r..].first_chunk_mut().expect("there are no more rows than sums");
-        block::<S, F, R, N>(&w[r * row_bytes..], row_bytes, x, from, sums);
+        block::<S, F, R, N>(&w[r * row_bytes..], row_bytes, x, from, fetch, sums);
         r += R;
     }
     while r < rows {
         let sums = std::array::from_mut(&mut sums[r]);
-        block::<S, F, 1, N>(&w[r * row_bytes..], row_bytes, x, from, sums);
+        block::<S, F, 1, N>(&w[r * row_bytes..], row_bytes, x, from, fetch, sums);
         r += 1;
     }
 }
@@ -148,26 +154,34 @@ fn block<S: Simd, F: Float, const R: usize, const N: usize>(
     row_bytes: usize,
     x: &[Packed<N>],
     from: usize,
+    fetch: bool,
     sums: &mut [[S::Lanes; N]; R],
 ) {
     let mut rows: [&[F::Group]; R] = [&[]; R];
     for (r, row) in rows.iter_mut().enumerate() {
         *row = &F::groups(&w[r * row_bytes..][..row_bytes]).0[from..][..x.len()];
     }
+    if fetch {
+        for row in rows {
+            for group in row {
+                S::prefetch(std::ptr::from_ref(group).wrapping_byte_add(2 * R * row_bytes));
+            }
+        }
+    }
     if from == 0 {
         *sums = [[S::splat(0.0); N]; R];
     }
     if N == 1 {
         // Each number is read once, from memory, which wants many sums at a time.
-        return add_share::<S, F, All, R, N>(rows, row_bytes, x, sums);
+        return add_share::<S, F, All, R, N>(rows, x, sums);
     }
-    add_share::<S, F, Part<0>, R, N>(rows, row_bytes, x, sums);
+    add_share::<S, F, Part<0>, R, N>(rows, x, sums);
     if S::PARTS > 1 {
-        add_share::<S, F, Part<1>, R, N>(rows, row_bytes, x, sums);
+        add_share::<S, F, Part<1>, R, N>(rows, x, sums);
     }
     if S::PARTS > 2 {
-        add_share::<S, F, Part<2>, R, N>(rows, row_bytes, x, sums);
-        add_share::<S, F, Part<3>, R, N>(rows, row_bytes, x, sums);
+        add_share::<S, F, Part<2>, R, N>(rows, x, sums);
+        add_share::<S, F, Part<3>, R, N>(rows, x, sums);
     }
 }
 
@@ -229,7 +243,6 @@ impl<S: Simd, const I: usize> Share<S> for Part<I> {
 #[inline(always)]
 fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
     w: [&[F::Group]; R],
-    row_bytes: usize,
     x: &[Packed<N>],
     sums: &mut [[S::Lanes; N]; R],
 ) {
@@ -244,8 +257,7 @@ fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
         for r in 0..R {
             weights[r] = L::of(F::load::<S>(&w[r][i]));
             if N == 1 {
-                // The rows after these are next, and memory is read faster when it is told early.
-                S::prefetch(std::ptr::from_ref(&w[r][i]).wrapping_byte_add(R * row_bytes));
+                S::prefetch(std::ptr::from_ref(&w[r][i]).wrapping_byte_add(FETCH_AHEAD));
             }
         }
         for n in 0..N {
@@ -271,12 +283,13 @@ fn finish<S: Simd, F: Float, const N: usize>(
     sums: &mut [[S::Lanes; N]; ROWS],
     out: &mut [[f32; ROWS]; N],
 ) {
-    let is_whole = x[0].len().is_multiple_of(LANES);
-    for (r, (w, sums)) in w.chunks_exact(row_bytes).zip(sums).enumerate() {
-        if x[0].len() < LANES {
-            *sums = [S::splat(0.0); N];
-        }
-        if !is_whole {
+    if x[0].len() < LANES {
+        *sums = [[S::splat(0.0); N]; ROWS];
+    }
+    let rows = w.len() / row_bytes;
+    let sums = &mut sums[..rows];
+    if !x[0].len().is_multiple_of(LANES) {
+        for (w, sums) in w.chunks_exact(row_bytes).zip(&mut *sums) {
             let mut bytes = [0; 4 * LANES];
             let (_, tail) = F::groups(w);
             bytes[..tail.len()].copy_from_slice(tail);
@@ -286,8 +299,15 @@ fn finish<S: Simd, F: Float, const N: usize>(
                 sums[n] = S::fma(weights, x, sums[n]);
             }
         }
-        for n in 0..N {
-            out[n][r] = S::sum(sums[n]);
+    }
+    let (fours, rest) = sums.as_chunks::<4>();
+    for n in 0..N {
+        let (out, out_rest) = out[n][..rows].as_chunks_mut::<4>();
+        for (out, sums) in out.iter_mut().zip(fours) {
+            *out = S::sums([sums[0][n], sums[1][n], sums[2][n], sums[3][n]]);
+        }
+        for (out, sums) in out_rest.iter_mut().zip(rest) {
+            *out = S::sum(sums[n]);
         }
     }
 }

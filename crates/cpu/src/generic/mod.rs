@@ -40,6 +40,9 @@ pub(crate) trait Simd {
     /// How many sums of [`LANES`] floats stay in registers, beside what they are made of.
     const REGISTERS: usize;
 
+    /// Whether even types that need next to no unpacking are read faster from memory that was asked for early.
+    const IS_FETCHED: bool = false;
+
     fn splat(x: f32) -> Self::Lanes;
     fn load(x: &[f32; LANES]) -> Self::Lanes;
     fn load_f16(x: &[f16; LANES]) -> Self::Lanes;
@@ -64,6 +67,11 @@ pub(crate) trait Simd {
 
     /// The tree of [`lanes::sum`].
     fn sum(x: Self::Lanes) -> f32;
+    /// The same of each.
+    #[inline(always)]
+    fn sums(x: [Self::Lanes; 4]) -> [f32; 4] {
+        [Self::sum(x[0]), Self::sum(x[1]), Self::sum(x[2]), Self::sum(x[3])]
+    }
     /// Little-endian floats.
     fn load_f32(x: &[u8; 64]) -> Self::Lanes;
     /// Little-endian upper halves of floats.

@@ -11,7 +11,7 @@ use apr_tensor::{
 };
 
 use super::Simd;
-use crate::tile::{Layout, Line};
+use crate::tile::{FETCH_AHEAD, Layout, Line};
 
 /// A block of each of the 16 rows of one half of a tile.
 #[derive(Clone, Copy)]
@@ -35,11 +35,9 @@ impl<'a> Block<'a> {
     /// Fetches share `i` of eight of what will be read some blocks later.
     #[inline(always)]
     pub(crate) fn fetch_ahead<S: Simd>(&self, i: usize) {
-        /// Bytes from the lines in use to those fetched.
-        const AHEAD: usize = 8 << 10;
         let len = self.layout.lines();
         for line in &self.lines[len * i / 8..len * (i + 1) / 8] {
-            S::prefetch(std::ptr::from_ref(line).wrapping_byte_add(AHEAD));
+            S::prefetch(std::ptr::from_ref(line).wrapping_byte_add(FETCH_AHEAD));
         }
     }
 

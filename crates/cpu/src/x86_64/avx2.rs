@@ -56,6 +56,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     const REGISTERS: usize = 6;
 
+    const IS_FETCHED: bool = true;
+
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         // SAFETY: `Avx2`'s methods run only within kernels compiled for its features.
@@ -131,6 +133,20 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn sum([low, high]: Self::Lanes) -> f32 {
         // SAFETY: as in `splat`.
         unsafe { sum(low, high) }
+    }
+
+    #[inline(always)]
+    fn sums([a, b, c, d]: [Self::Lanes; 4]) -> [f32; 4] {
+        // SAFETY: as in `splat`.
+        unsafe {
+            let eights = [
+                _mm256_add_ps(a[0], a[1]),
+                _mm256_add_ps(b[0], b[1]),
+                _mm256_add_ps(c[0], c[1]),
+                _mm256_add_ps(d[0], d[1]),
+            ];
+            sums(eights)
+        }
     }
 
     #[inline(always)]
@@ -301,6 +317,38 @@ pub(super) unsafe fn sum(low: __m256, high: __m256) -> f32 {
         let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
         let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
         _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+    }
+}
+
+/// The rest of the tree, from eight lanes on, of four vectors at once: each level is one addition for all of them.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+pub(super) unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Four lanes of one, then of the other.
+        let ab = _mm256_add_ps(
+            _mm256_permute2f128_ps::<0x20>(a, b),
+            _mm256_permute2f128_ps::<0x31>(a, b),
+        );
+        let cd = _mm256_add_ps(
+            _mm256_permute2f128_ps::<0x20>(c, d),
+            _mm256_permute2f128_ps::<0x31>(c, d),
+        );
+        // Two of a and of c, then of b and of d.
+        let x = _mm256_add_ps(
+            _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
+            _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
+        );
+        let x = _mm256_add_ps(x, _mm256_movehdup_ps(x));
+        let (ac, bd) = (_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let mut out = [0.0; 4];
+        // Lanes 0 and 2 of each.
+        let acbd = _mm_shuffle_ps::<0b10_00_10_00>(ac, bd);
+        _mm_storeu_ps(out.as_mut_ptr(), _mm_shuffle_ps::<0b11_01_10_00>(acbd, acbd));
+        out
     }
 }
 

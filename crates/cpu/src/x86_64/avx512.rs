@@ -100,6 +100,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sums([a, b, c, d]: [Self::Lanes; 4]) -> [f32; 4] {
+        // SAFETY: as in `splat`.
+        unsafe { avx2::sums([halved(a), halved(b), halved(c), halved(d)]) }
+    }
+
+    #[inline(always)]
     fn load_f32(x: &[u8; 64]) -> Self::Lanes {
         // SAFETY: as in `splat`; the array is 64 bytes.
         unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
@@ -235,4 +241,14 @@ impl Simd for Avx512 {
             _mm512_shuffle_epi8(table, x)
         }
     }
+}
+
+/// The sum of the low half and the high one.
+///
+/// # Safety
+/// AVX-512.
+#[inline(always)]
+unsafe fn halved(x: __m512) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)) }
 }
