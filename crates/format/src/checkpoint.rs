@@ -120,6 +120,8 @@ impl Checkpoint {
                 });
             }
         };
+        // What stands before the tensors, megabytes of vocabulary mostly, is not read again.
+        file.bytes().release();
         let companions = Companions::default();
         Ok(Self { path, container, metadata, tensors, files: vec![file], companions })
     }

@@ -157,18 +157,20 @@ pub(crate) fn insert_unique(
 /// The space is looked for after the first byte: a token may begin with one.
 pub(crate) fn split_merges<'a>(
     place: &Place,
-    merges: impl IntoIterator<Item = &'a str>,
+    merges: impl ExactSizeIterator<Item = &'a str>,
 ) -> Result<Merges> {
-    let split = |(index, merge): (usize, &str)| {
+    let mut pairs = Vec::with_capacity(merges.len());
+    for (index, merge) in merges.enumerate() {
         let first = merge.chars().next().map_or(0, char::len_utf8);
         match merge[first..].split_once(' ') {
             Some((left, right)) if !right.is_empty() => {
-                Ok((merge[..first + left.len()].to_owned(), right.to_owned()))
+                pairs.push((merge[..first + left.len()].to_owned(), right.to_owned()));
             }
             _ => {
-                Err(Error::MalformedMerge { place: place.clone(), index, merge: merge.to_owned() })
+                let (place, merge) = (place.clone(), merge.to_owned());
+                return Err(Error::MalformedMerge { place, index, merge });
             }
         }
-    };
-    merges.into_iter().enumerate().map(split).collect()
+    }
+    Ok(pairs)
 }

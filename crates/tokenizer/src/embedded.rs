@@ -303,7 +303,7 @@ impl<'a> Reader<'a> {
 
     fn merges(&self) -> Result<Merges> {
         match self.metadata.strings(self.keys.merges)? {
-            Some(merges) => split_merges(&self.place(self.keys.merges), merges),
+            Some(merges) => split_merges(&self.place(self.keys.merges), merges.into_iter()),
             None => Err(Error::Missing {
                 place: self.place(self.keys.merges),
                 expected: "a list of merge rules, each \"left right\"",
