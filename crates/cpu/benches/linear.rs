@@ -10,16 +10,22 @@ use divan::{
     counter::{BytesCount, ItemsCount},
 };
 
-const TYPES: [DType; 9] = [
+const TYPES: [DType; 15] = [
     DType::F32,
     DType::F16,
+    DType::BF16,
     DType::Q8_0,
     DType::Q4_0,
+    DType::Q4_1,
     DType::Q5_0,
+    DType::Q5_1,
+    DType::IQ4_NL,
+    DType::Q2_K,
+    DType::Q3_K,
     DType::Q4_K,
     DType::Q5_K,
     DType::Q6_K,
-    DType::Q3_K,
+    DType::IQ4_XS,
 ];
 
 /// A matrix that fits in a second-level cache.

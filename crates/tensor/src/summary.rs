@@ -35,7 +35,7 @@ const CHUNK: usize = 1024;
 /// Sums that are kept apart until the end of a chunk, so that a compiler can have them in vectors.
 const LANES: usize = 16;
 
-/// A float.
+/// An `f32` or an `f64`.
 pub trait Value: Copy + Default + PartialOrd + Into<f64> {}
 
 impl Value for f32 {}
@@ -188,8 +188,8 @@ impl Summary {
         };
         let (whole, rest) = values.as_chunks::<LANES>();
         for values in whole {
-            for i in 0..LANES {
-                lanes.add(i, values[i]);
+            for (i, &x) in values.iter().enumerate() {
+                lanes.add(i, x);
             }
         }
         for (i, &x) in rest.iter().enumerate() {
