@@ -17,6 +17,9 @@ const LONG_TABLES: &[&str] = &[];
 /// Largest file that may be committed outside `fixtures/`.
 const MAX_BYTES: u64 = 512 * 1024;
 
+/// Where code is compiled for one instruction set.
+const KERNELS: [&str; 2] = ["crates/cpu/src/x86_64/", "crates/cpu/src/aarch64/"];
+
 /// Checks every tracked file.
 pub(crate) fn check(root: &Path) -> Result<()> {
     let files = tracked(root)?;
@@ -78,14 +81,27 @@ fn source(name: &str, text: &str) -> Vec<String> {
         (concat!("#[should", "_panic"), "a test that passes on any panic"),
         (concat!("db", "g!("), "a debugging print"),
     ];
+    let is_kernel = KERNELS.iter().any(|folder| name.starts_with(folder));
     for (number, line) in text.lines().enumerate() {
         for (pattern, why) in banned {
             if line.contains(pattern) {
                 complaints.push(format!("line {}: {why}", number + 1));
             }
         }
+        if is_kernel && has_closure(line) {
+            let why = "a closure, which may be compiled without the instruction set of its kernel";
+            complaints.push(format!("line {}: {why}", number + 1));
+        }
     }
     complaints
+}
+
+/// Whether a closure is an argument on this line. What a macro takes may look the same.
+fn has_closure(line: &str) -> bool {
+    let arguments = ["(|", ", |"].into_iter().flat_map(|start| line.match_indices(start));
+    arguments
+        .into_iter()
+        .any(|(at, start)| !line[..at].ends_with('!') && !line[at + start.len()..].starts_with('$'))
 }
 
 /// Paths of somebody's machine: nobody else has them.
@@ -131,6 +147,13 @@ mod tests {
     #[test]
     fn the_tree_is_tidy() {
         check(&crate::root()).unwrap();
+    }
+
+    #[test]
+    fn closures_are_found_where_instruction_sets_are() {
+        let text = "//! Doc.\nlet y = x.map(|x| x + 1);\nlet z = both!(|i| x[i]);\n";
+        assert_eq!(source("crates/cpu/src/x86_64/avx2.rs", text).len(), 1);
+        assert!(source("crates/cpu/src/pool.rs", text).is_empty());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::arch::{aarch64::*, asm};
 use half::f16;
 
 use crate::{
-    generic::{LANES, Simd, unpack::Tiled},
+    generic::{LANES, Simd, unpack::Tiled, word},
     tile::Line,
 };
 
@@ -451,5 +451,5 @@ unsafe fn dot_in_16_bits(
 #[inline(always)]
 unsafe fn splat_bytes(a: &[i8; 4]) -> int8x16_t {
     // SAFETY: the caller's promise.
-    unsafe { vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(a.map(|a| a as u8)))) }
+    unsafe { vreinterpretq_s8_s32(vdupq_n_s32(word(a))) }
 }

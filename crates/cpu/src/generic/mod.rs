@@ -111,6 +111,12 @@ pub(crate) trait Simd {
     fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words;
 }
 
+/// Four bytes as one number, in the order in which they lie in memory.
+#[inline(always)]
+pub(crate) fn word(bytes: &[i8; 4]) -> i32 {
+    i32::from_ne_bytes([bytes[0] as u8, bytes[1] as u8, bytes[2] as u8, bytes[3] as u8])
+}
+
 /// Compiles the generic kernels for one instruction set: `KERNELS`, to be reached through `Isa::kernels` only.
 macro_rules! kernels {
     ($simd:ty $(, $features:literal)?) => {

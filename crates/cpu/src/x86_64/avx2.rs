@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use crate::{
-    generic::{LANES, Simd, unpack::Tiled},
+    generic::{LANES, Simd, unpack::Tiled, word},
     tile::Line,
 };
 
@@ -359,9 +359,7 @@ pub(super) unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
 #[inline(always)]
 unsafe fn splat_bytes(a: &[i8; 4]) -> __m256i {
     // SAFETY: the caller's promise.
-    unsafe {
-        _mm256_set1_epi32(i32::from_le_bytes([a[0] as u8, a[1] as u8, a[2] as u8, a[3] as u8]))
-    }
+    unsafe { _mm256_set1_epi32(word(a)) }
 }
 
 /// See [`Simd::dot`], for half `i` of the words.

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::avx2;
 use crate::{
-    generic::{LANES, Simd, unpack::Tiled},
+    generic::{LANES, Simd, unpack::Tiled, word},
     tile::Line,
 };
 
@@ -200,9 +200,8 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
         for (&q, a) in q.iter().zip(a) {
-            let a = i32::from_le_bytes(a.map(|a| a as u8));
             // SAFETY: as in `splat`.
-            acc = unsafe { _mm512_dpbusd_epi32(acc, q, _mm512_set1_epi32(a)) };
+            acc = unsafe { _mm512_dpbusd_epi32(acc, q, _mm512_set1_epi32(word(a))) };
         }
         acc
     }

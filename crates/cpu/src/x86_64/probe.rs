@@ -82,5 +82,9 @@ fn total(sums: __m256i) -> f32 {
     let mut words = [0i32; 8];
     // SAFETY: the array is 32 bytes.
     unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), sums) };
-    words.iter().fold(0i32, |sum, word| sum.wrapping_add(*word)) as f32
+    let mut sum = 0i32;
+    for word in words {
+        sum = sum.wrapping_add(word);
+    }
+    sum as f32
 }
