@@ -24,7 +24,7 @@ const GROUPS: usize = 24;
 /// The most token rows in a batch.
 const BATCH_ROWS: usize = 5 * GROUPS;
 
-/// The most bytes of activations in a batch: half of a core's second-level cache.
+/// The most bytes of activations in a batch: half of a second-level cache of 1 MiB.
 const BATCH_BYTES: usize = 512 << 10;
 
 /// Rows of activations that meet the same rows of weights.
