@@ -104,8 +104,8 @@ impl Pool {
         let chunks = (self.threads() * CHUNKS_PER_THREAD).min(granules).min(worthwhile).max(1);
         let output = Output(out.as_mut_ptr());
         self.run(chunks, &|chunk| {
-            let cut = |i: usize| (granules * i / chunks * granule).min(width);
-            let columns = cut(chunk)..cut(chunk + 1);
+            let cut = |i| (granules - left(granules, chunks, i)) * granule;
+            let columns = cut(chunk).min(width)..cut(chunk + 1).min(width);
             fill(Strip { out: output.get(), rows, width, columns, output: PhantomData });
         });
     }
@@ -137,6 +137,13 @@ impl Pool {
             resume_unwind(payload);
         }
     }
+}
+
+/// How much of `count` is left when `i` of `chunks` chunks have been taken: each chunk is smaller than the one before it, so that
+/// threads that do not run equally fast still end at about the same time.
+fn left(count: usize, chunks: usize, i: usize) -> usize {
+    let i = chunks - i;
+    (count * i * i).div_ceil(chunks * chunks).max(i)
 }
 
 impl fmt::Debug for Pool {
@@ -423,6 +430,21 @@ mod tests {
                     }
                 });
                 assert!(out.iter().enumerate().all(|(i, &x)| x == i as u32 + 1), "{threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_become_smaller_and_none_is_empty() {
+        for chunks in 1..20 {
+            for count in chunks..200 {
+                let sizes: Vec<_> = (0..chunks)
+                    .map(|i| left(count, chunks, i) - left(count, chunks, i + 1))
+                    .collect();
+                assert_eq!(sizes.iter().sum::<usize>(), count);
+                assert!(sizes.iter().all(|&size| size > 0), "{sizes:?}");
+                // Each but for the rounding to whole ones.
+                assert!(sizes.is_sorted_by(|a, b| a + 1 >= *b), "{sizes:?}");
             }
         }
     }
