@@ -6,15 +6,17 @@ use apr_tensor::DType;
 use half::f16;
 
 use crate::{
-    activation::{Q8, Q8K},
+    activation::{Floats, Q8, Q8K},
     tile::{Line, ROWS},
 };
 
 /// A tile of weights against as many rows of activations as `out` has elements: one product with each row of the tile.
 pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[&[A]], out: &mut [[f32; ROWS]]);
 
-/// At most [`ROWS`] rows of weights, one after the other, against as many rows of activations as `out` has elements.
-pub(crate) type FloatKernel = fn(weights: &[u8], activations: &[&[f32]], out: &mut [[f32; ROWS]]);
+/// At most [`ROWS`] rows of weights of `cols` columns, one after the other, against as many rows of activations as `out` has
+/// elements, which are [packed](crate::activation::pack).
+pub(crate) type FloatKernel =
+    fn(weights: &[u8], cols: usize, activations: &[Floats], out: &mut [[f32; ROWS]]);
 
 /// Two rows of numbers, element by element.
 pub(crate) type BinaryKernel = fn(x: &[f32], y: &[f32], out: &mut [f32]);

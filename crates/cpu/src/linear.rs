@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use crate::{
     Cpu, Tensor, Weight,
-    activation::{Block8, Q8, Q8K},
+    activation::{Block8, GROUP, Q8, Q8K, pack, packed_len},
+    generic::tile,
     kernels::IntegerKernel,
     memory::Buffer,
     pool::{Columns, Strip},
@@ -18,11 +19,8 @@ use crate::{
     weight::{Part, Product},
 };
 
-/// Kernels take rows of activations in groups of eight or of six; a batch is a number of both.
-const GROUPS: usize = 24;
-
 /// The most token rows in a batch.
-const BATCH_ROWS: usize = 5 * GROUPS;
+const BATCH_ROWS: usize = 5 * 24;
 
 /// The most bytes of activations in a batch: half of a second-level cache of 1 MiB.
 const BATCH_BYTES: usize = 512 << 10;
@@ -142,57 +140,102 @@ impl Cpu {
         match part.product {
             Product::Integer(IntegerKernel::Blocks(kernel)) => {
                 let x = x.rounded.q8_0.get().expect("rounded before");
-                tiles(x, cols / Q8::LEN, group, part, rows, strip, |tile, x, out| {
-                    part.with_tile(tile, |tile| kernel(tile, x, out))
+                let x = Rows { values: x, len: cols / Q8::LEN, together: tile::TOGETHER };
+                tiles(x, group, part, rows, strip, |batch| {
+                    move |tile, out| part.with_tile(tile, |tile| kernel(tile, batch.rows(), out))
                 });
             }
             Product::Integer(IntegerKernel::Superblocks(kernel)) => {
                 let x = x.rounded.q8_k.get().expect("rounded before");
-                tiles(x, cols / Q8K::LEN, group, part, rows, strip, |tile, x, out| {
-                    part.with_tile(tile, |tile| kernel(tile, x, out))
+                let x = Rows { values: x, len: cols / Q8K::LEN, together: tile::TOGETHER };
+                tiles(x, group, part, rows, strip, |batch| {
+                    move |tile, out| part.with_tile(tile, |tile| kernel(tile, batch.rows(), out))
                 });
             }
             Product::Float(kernel) => {
-                tiles(x.values(), cols, group, part, rows, strip, |tile, x, out| {
-                    part.with_floats(tile, self.kernels, |w| kernel(w, x, out))
+                let x = Rows { values: x.values(), len: cols, together: GROUP };
+                tiles(x, group, part, rows, strip, |batch| {
+                    let rows = batch.rows();
+                    let mut packed = self.memory.buffer(packed_len(rows.len(), cols));
+                    pack(rows, &mut packed);
+                    move |tile, out| {
+                        part.with_floats(tile, self.kernels, |w| kernel(w, cols, &packed, out))
+                    }
                 });
             }
         }
     }
 }
 
+/// Rows of activations.
+#[derive(Clone, Copy)]
+struct Rows<'a, A> {
+    values: &'a [A],
+    /// What a row takes.
+    len: usize,
+    /// How many of them a kernel takes at a time.
+    together: usize,
+}
+
+/// Rows of activations that meet a tile before the next tile comes.
+struct Batch<'a, A> {
+    rows: [&'a [A]; BATCH_ROWS],
+    count: usize,
+}
+
+impl<'a, A> Rows<'a, A> {
+    /// How many rows make a batch, if there are `count`: batches of about the same size.
+    fn batch(&self, count: usize) -> usize {
+        let most = (BATCH_BYTES / (self.len * size_of::<A>()).max(1)).min(BATCH_ROWS);
+        let most = (most / self.together).max(1) * self.together;
+        count.div_ceil(count.div_ceil(most).max(1)).max(1).next_multiple_of(self.together).min(most)
+    }
+
+    fn select(&self, indices: &[usize]) -> Batch<'a, A> {
+        let mut rows: [&[A]; BATCH_ROWS] = [&[]; BATCH_ROWS];
+        for (row, index) in rows.iter_mut().zip(indices) {
+            *row = &self.values[index * self.len..][..self.len];
+        }
+        Batch { rows, count: indices.len() }
+    }
+}
+
+impl<'a, A> Batch<'a, A> {
+    fn rows(&self) -> &[&'a [A]] {
+        &self.rows[..self.count]
+    }
+}
+
 /// Multiplies the rows `rows` of the matrix, which are in `part`, with the activations of `group`: batch by batch, and in
 /// each batch tile by tile.
 ///
-/// A row of activations is `len` long. `multiply` gets the number of a tile, a batch, and room for the products of each row of that with the tile's rows. Of a tile
-/// at an edge some are not wanted.
-fn tiles<A>(
-    x: &[A],
-    len: usize,
+/// What `multiplier` makes of a batch gets the number of a tile, and room for the products of each row of the batch with the tile's
+/// rows. Of a tile at an edge some are not wanted.
+fn tiles<'x, A, M: FnMut(usize, &mut [[f32; ROWS]])>(
+    x: Rows<'x, A>,
     group: &Group<'_>,
     part: &Part,
     rows: Range<usize>,
     strip: &mut Strip<'_, f32>,
-    multiply: impl Fn(usize, &[&[A]], &mut [[f32; ROWS]]),
+    multiplier: impl Fn(Batch<'x, A>) -> M,
 ) {
     let first = group.first + strip.columns().start;
-    let batch = BATCH_BYTES / (len * size_of::<A>()).max(1);
-    let batch = (batch / GROUPS * GROUPS).clamp(GROUPS, BATCH_ROWS);
-    let mut batch_rows: [&[A]; BATCH_ROWS] = [&[]; BATCH_ROWS];
+    let batch = x.batch(group.x.len());
     let mut products = [[0.0; ROWS]; BATCH_ROWS];
     for (of, outs) in group.x.chunks(batch).zip(group.out.chunks(batch)) {
-        let (batch, products) = (&mut batch_rows[..of.len()], &mut products[..of.len()]);
-        for (row, &index) in batch.iter_mut().zip(of) {
-            *row = &x[index * len..][..len];
-        }
+        let products = &mut products[..of.len()];
+        let mut multiply = multiplier(x.select(of));
         let mut row = rows.start;
         while row < rows.end {
             let (tile, r) = ((row - part.rows.start) / ROWS, (row - part.rows.start) % ROWS);
             let count = (ROWS - r).min(rows.end - row);
-            multiply(tile, batch, products);
+            multiply(tile, products);
             for (&out, products) in outs.iter().zip(&*products) {
                 let out = &mut strip.row(out)[row - first..][..count];
-                out.copy_from_slice(&products[r..r + count]);
+                match out.as_mut_array() {
+                    Some(out) => *out = *products,
+                    None => out.copy_from_slice(&products[r..r + count]),
+                }
             }
             row += count;
         }

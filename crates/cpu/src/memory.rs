@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::activation::{Q8, Q8K};
+use crate::{
+    activation::{Floats, Q8, Q8K},
+    generic::LANES,
+};
 
 /// The most bytes that one store keeps for later: about what reading a long prompt in chunks of 512 tokens takes.
 const MOST_KEPT: usize = 256 << 20;
@@ -55,10 +58,19 @@ impl Plain for Q8K {
     }
 }
 
+impl Plain for Floats {
+    const UNWRITTEN: Self = Self([f32::NAN; LANES]);
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.packed
+    }
+}
+
 /// A backend's memory for what it computes.
 #[derive(Debug)]
 pub(crate) struct Memory {
     floats: Arc<Store<f32>>,
+    packed: Arc<Store<Floats>>,
     indices: Arc<Store<usize>>,
     q8_0: Arc<Store<Q8>>,
     q8_k: Arc<Store<Q8K>>,
@@ -68,6 +80,7 @@ impl Memory {
     pub(crate) fn new() -> Self {
         Self {
             floats: Store::new(MOST_KEPT),
+            packed: Store::new(MOST_KEPT),
             indices: Store::new(MOST_KEPT),
             q8_0: Store::new(MOST_KEPT),
             q8_k: Store::new(MOST_KEPT),

@@ -5,8 +5,11 @@
 //!
 //! Some rows of weights meet some rows of activations at a time, so that each number is loaded once for several products.
 
-use super::{LANES, Simd, lanes::padded};
-use crate::tile::{FETCH_AHEAD, ROWS};
+use super::{LANES, Simd};
+use crate::{
+    activation::{Floats, GROUP},
+    tile::{FETCH_AHEAD, Line, ROWS},
+};
 
 /// A stored type of floats, little-endian, widened exactly.
 pub(crate) trait Float {
@@ -65,59 +68,52 @@ impl Float for BF16 {
     }
 }
 
-/// Rows of activations that meet some rows of weights at a time, if there are as many.
-const GROUP: usize = 6;
+/// The most columns, in groups of [`LANES`], that all rows of weights go through before the next ones come: so few that the
+/// activations stay in the first-level cache.
+const STRETCH: usize = 64;
 
-/// Columns, in groups of [`LANES`], that all rows of weights go through before the next ones come: so few that the activations
-/// stay in the first-level cache.
-const STRETCH: usize = 32;
-
-/// `N` rows of activations, [`LANES`] columns of one after those of the other: rows as they are may lie so far apart that
-/// they throw each other out of the cache.
-type Packed<const N: usize> = [[f32; LANES]; N];
-
-/// At most [`ROWS`] rows of weights, one after the other, against each row of `x`.
+/// At most [`ROWS`] rows of weights of `cols` columns, one after the other, against each row of `x`, which is
+/// [packed](crate::activation::pack).
 #[inline(always)]
-pub(crate) fn products<S: Simd, F: Float>(w: &[u8], x: &[&[f32]], out: &mut [[f32; ROWS]]) {
-    if x.first().is_none_or(|x| x.is_empty()) {
-        out.fill([0.0; ROWS]);
-    } else if S::REGISTERS * S::PARTS >= 16 {
-        blocks::<S, F, 4>(w, x, out);
-    } else {
-        blocks::<S, F, 2>(w, x, out);
+pub(crate) fn products<S: Simd, F: Float>(
+    w: &[u8],
+    cols: usize,
+    x: &[Floats],
+    out: &mut [[f32; ROWS]],
+) {
+    let many = S::REGISTERS * S::PARTS >= 16;
+    match (cols, out.len()) {
+        (0, _) => out.fill([0.0; ROWS]),
+        (_, 1) if many => blocks::<S, F, 4, 1>(w, cols, x, out),
+        (_, 1) => blocks::<S, F, 2, 1>(w, cols, x, out),
+        _ if many => blocks::<S, F, 4, GROUP>(w, cols, x, out),
+        _ => blocks::<S, F, 2, GROUP>(w, cols, x, out),
     }
 }
 
-/// The same with blocks of `R` rows of weights and [`GROUP`] rows of activations, which are then taken one by one.
+/// The same with blocks of `R` rows of weights and `N` of activations.
 #[inline(always)]
-fn blocks<S: Simd, F: Float, const R: usize>(w: &[u8], x: &[&[f32]], out: &mut [[f32; ROWS]]) {
-    let row_bytes = x[0].len() * size_of::<F::Group>() / LANES;
-    let (groups, rest) = x.as_chunks::<GROUP>();
-    let (outs, out) = out.as_chunks_mut::<GROUP>();
-    let mut sums = [[S::splat(0.0); GROUP]; ROWS];
-    let mut packed = [[[0.0; LANES]; GROUP]; STRETCH];
-    for (g, (x, out)) in groups.iter().zip(outs).enumerate() {
-        let count = x[0].len() / LANES;
-        let next = groups.get(g + 1).unwrap_or(x);
-        for from in (0..count).step_by(STRETCH) {
-            let packed = &mut packed[..STRETCH.min(count - from)];
-            for n in 0..GROUP {
-                let next = next[n][from * LANES..].as_ptr();
-                let x = &x[n].as_chunks().0[from..][..packed.len()];
-                for (i, (packed, x)) in packed.iter_mut().zip(x).enumerate() {
-                    packed[n] = *x;
-                    S::prefetch(next.wrapping_add(i * LANES));
-                }
-            }
-            add_products::<S, F, R, GROUP>(w, row_bytes, packed, from, g == 0, &mut sums);
+fn blocks<S: Simd, F: Float, const R: usize, const N: usize>(
+    w: &[u8],
+    cols: usize,
+    x: &[Floats],
+    out: &mut [[f32; ROWS]],
+) {
+    let row_bytes = cols * size_of::<F::Group>() / LANES;
+    let (whole, groups) = (cols / LANES, cols.div_ceil(LANES));
+    // One row is read once, and its weights are best read as they lie.
+    let stretches = if N == 1 { 1 } else { whole.div_ceil(STRETCH).max(1) };
+    let stretch = whole.div_ceil(stretches).max(1);
+    let mut sums = [[S::splat(0.0); N]; ROWS];
+    for (g, (x, out)) in x.chunks_exact(groups * N).zip(out.chunks_mut(N)).enumerate() {
+        let (x, last) = x.as_chunks().0.split_at(whole);
+        for (i, x) in x.chunks(stretch).enumerate() {
+            add_products::<S, F, R, N>(w, row_bytes, x, i * stretch, g == 0, &mut sums);
         }
-        finish::<S, F, GROUP>(w, row_bytes, *x, &mut sums, out);
-    }
-    let mut sums = [[S::splat(0.0)]; ROWS];
-    for (&x, out) in rest.iter().zip(out) {
-        let (columns, _) = x.as_chunks::<LANES>();
-        add_products::<S, F, R, 1>(w, row_bytes, columns.as_chunks().0, 0, false, &mut sums);
-        finish::<S, F, 1>(w, row_bytes, [x], &mut sums, std::array::from_mut(out));
+        if whole == 0 {
+            sums = [[S::splat(0.0); N]; ROWS];
+        }
+        finish::<S, F, N>(w, row_bytes, last.first(), &mut sums, out);
     }
 }
 
@@ -128,7 +124,7 @@ fn blocks<S: Simd, F: Float, const R: usize>(w: &[u8], x: &[&[f32]], out: &mut [
 fn add_products<S: Simd, F: Float, const R: usize, const N: usize>(
     w: &[u8],
     row_bytes: usize,
-    x: &[Packed<N>],
+    x: &[[Floats; N]],
     from: usize,
     fetch: bool,
     sums: &mut [[S::Lanes; N]; ROWS],
@@ -152,7 +148,7 @@ fn add_products<S: Simd, F: Float, const R: usize, const N: usize>(
 fn block<S: Simd, F: Float, const R: usize, const N: usize>(
     w: &[u8],
     row_bytes: usize,
-    x: &[Packed<N>],
+    x: &[[Floats; N]],
     from: usize,
     fetch: bool,
     sums: &mut [[S::Lanes; N]; R],
@@ -161,27 +157,25 @@ fn block<S: Simd, F: Float, const R: usize, const N: usize>(
     for (r, row) in rows.iter_mut().enumerate() {
         *row = &F::groups(&w[r * row_bytes..][..row_bytes]).0[from..][..x.len()];
     }
-    if fetch {
+    if fetch && N > 1 {
         for row in rows {
             for group in row {
                 S::prefetch(std::ptr::from_ref(group).wrapping_byte_add(2 * R * row_bytes));
             }
         }
     }
-    if from == 0 {
-        *sums = [[S::splat(0.0); N]; R];
-    }
+    let begins = from == 0;
     if N == 1 {
         // Each number is read once, from memory, which wants many sums at a time.
-        return add_share::<S, F, All, R, N>(rows, x, sums);
+        return add_share::<S, F, All, R, N>(rows, x, begins, sums);
     }
-    add_share::<S, F, Part<0>, R, N>(rows, x, sums);
+    add_share::<S, F, Part<0>, R, N>(rows, x, begins, sums);
     if S::PARTS > 1 {
-        add_share::<S, F, Part<1>, R, N>(rows, x, sums);
+        add_share::<S, F, Part<1>, R, N>(rows, x, begins, sums);
     }
     if S::PARTS > 2 {
-        add_share::<S, F, Part<2>, R, N>(rows, x, sums);
-        add_share::<S, F, Part<3>, R, N>(rows, x, sums);
+        add_share::<S, F, Part<2>, R, N>(rows, x, begins, sums);
+        add_share::<S, F, Part<3>, R, N>(rows, x, begins, sums);
     }
 }
 
@@ -239,29 +233,40 @@ impl<S: Simd, const I: usize> Share<S> for Part<I> {
     }
 }
 
-/// Adds the products of one share of the lanes, of `R` rows of weights and `N` of activations.
+/// Adds the products of one share of the lanes, of `R` rows of weights and `N` of activations: to zeros where a row begins.
 #[inline(always)]
 fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
     w: [&[F::Group]; R],
-    x: &[Packed<N>],
+    x: &[[Floats; N]],
+    begins: bool,
     sums: &mut [[S::Lanes; N]; R],
 ) {
     let mut acc = [[L::of(S::splat(0.0)); N]; R];
-    for r in 0..R {
-        for n in 0..N {
-            acc[r][n] = L::of(sums[r][n]);
+    if !begins {
+        for r in 0..R {
+            for n in 0..N {
+                acc[r][n] = L::of(sums[r][n]);
+            }
         }
     }
+    // What is read next, in the order in which it lies there, whatever the order in which these rows are read.
+    let next = w[0].as_ptr().wrapping_byte_add(FETCH_AHEAD.max(R * size_of_val(w[0])));
     for (i, x) in x.iter().enumerate() {
+        if N == 1 {
+            for line in 0..(R * size_of::<F::Group>()).div_ceil(size_of::<Line>()) {
+                S::prefetch(
+                    next.wrapping_byte_add(
+                        i * R * size_of::<F::Group>() + line * size_of::<Line>(),
+                    ),
+                );
+            }
+        }
         let mut weights = [L::of(S::splat(0.0)); R];
         for r in 0..R {
             weights[r] = L::of(F::load::<S>(&w[r][i]));
-            if N == 1 {
-                S::prefetch(std::ptr::from_ref(&w[r][i]).wrapping_byte_add(FETCH_AHEAD));
-            }
         }
         for n in 0..N {
-            let x = L::of(S::load(&x[n]));
+            let x = L::of(S::load(&x[n].0));
             for r in 0..R {
                 acc[r][n] = L::fma(weights[r], x, acc[r][n]);
             }
@@ -274,35 +279,31 @@ fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
     }
 }
 
-/// Adds the products of the columns after the last whole group, and sums the lanes.
+/// Adds the products of the columns after the last whole group, if there are any, and sums the lanes.
 #[inline(always)]
 fn finish<S: Simd, F: Float, const N: usize>(
     w: &[u8],
     row_bytes: usize,
-    x: [&[f32]; N],
+    x: Option<&[Floats; N]>,
     sums: &mut [[S::Lanes; N]; ROWS],
-    out: &mut [[f32; ROWS]; N],
+    out: &mut [[f32; ROWS]],
 ) {
-    if x[0].len() < LANES {
-        *sums = [[S::splat(0.0); N]; ROWS];
-    }
     let rows = w.len() / row_bytes;
     let sums = &mut sums[..rows];
-    if !x[0].len().is_multiple_of(LANES) {
+    if let Some(x) = x {
         for (w, sums) in w.chunks_exact(row_bytes).zip(&mut *sums) {
             let mut bytes = [0; 4 * LANES];
             let (_, tail) = F::groups(w);
             bytes[..tail.len()].copy_from_slice(tail);
             let weights = F::load::<S>(&F::groups(&bytes).0[0]);
             for n in 0..N {
-                let x = S::load(&padded(x[n].as_chunks::<LANES>().1));
-                sums[n] = S::fma(weights, x, sums[n]);
+                sums[n] = S::fma(weights, S::load(&x[n].0), sums[n]);
             }
         }
     }
     let (fours, rest) = sums.as_chunks::<4>();
-    for n in 0..N {
-        let (out, out_rest) = out[n][..rows].as_chunks_mut::<4>();
+    for (n, out) in out.iter_mut().enumerate() {
+        let (out, out_rest) = out[..rows].as_chunks_mut::<4>();
         for (out, sums) in out.iter_mut().zip(fours) {
             *out = S::sums([sums[0][n], sums[1][n], sums[2][n], sums[3][n]]);
         }

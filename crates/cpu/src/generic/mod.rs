@@ -143,7 +143,7 @@ macro_rules! kernels {
     (@float $f:tt $simd:ty, $float:ty) => {
         $crate::generic::kernels! {
             @fn $f $crate::generic::float::products::<$simd, $float>,
-            (w: &[u8], x: &[&[f32]], out: &mut [[f32; $crate::tile::ROWS]])
+            (w: &[u8], cols: usize, x: &[$crate::activation::Floats], out: &mut [[f32; $crate::tile::ROWS]])
         }
     };
     (@attention $f:tt $simd:ty, $element:ty) => {

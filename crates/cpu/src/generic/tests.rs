@@ -10,7 +10,7 @@ use half::f16;
 use super::{LANES, Simd, lanes::Element, scalar};
 use crate::{
     Isa,
-    activation::{Block8, Q8, Q8K},
+    activation::{Block8, Floats, Q8, Q8K, pack, packed_len},
     kernels::{AttentionKernels, BinaryKernel, IntegerKernel, Kernels},
     memory::Plain,
     tile::{Layout, Line, ROWS},
@@ -113,10 +113,12 @@ fn weights(dtype: DType, rows: usize, len: usize) -> (Vec<u8>, Vec<f32>) {
 fn a_product_of_floats_is_lanes_then_a_tree_for_any_number_of_rows() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         // The last is several stretches, and a tail.
-        for len in LENGTHS.into_iter().filter(|&len| len > 0).chain([1113]) {
+        for len in LENGTHS.into_iter().filter(|&len| len > 0).chain([2137]) {
             for (rows, n) in [(1, 1), (2, 3), (3, 6), (4, 7), (5, 13), (ROWS, 2)] {
                 let (bytes, w) = weights(dtype, rows, len);
                 let x = values(5, n * len);
+                let mut packed = vec![Floats::UNWRITTEN; packed_len(n, len)];
+                pack(&x.chunks_exact(len).collect::<Vec<_>>(), &mut packed);
                 let dot = |r: usize, n: usize| {
                     let mut lanes = [0f32; LANES];
                     for i in 0..len {
@@ -133,7 +135,7 @@ fn a_product_of_floats_is_lanes_then_a_tree_for_any_number_of_rows() {
                 for isa in Isa::available() {
                     let kernel = isa.kernels().unwrap().float(dtype).unwrap();
                     let mut out = vec![[f32::NAN; ROWS]; n];
-                    kernel(&bytes, &x.chunks_exact(len).collect::<Vec<_>>(), &mut out);
+                    kernel(&bytes, len, &packed, &mut out);
                     for (n, out) in out.iter().enumerate() {
                         let expected: Vec<f32> = (0..rows).map(|r| dot(r, n)).collect();
                         let found = &out[..rows];

@@ -34,14 +34,17 @@ pub(crate) struct Blocks<T>(T);
 /// Types with blocks of 256.
 pub(crate) struct Superblocks<T>(T);
 
-/// Eight rows of `x` at a time, as long as there are; then four, two, one.
+/// The most rows of activations that a block of weights is unpacked for.
+pub(crate) const TOGETHER: usize = 8;
+
+/// [`TOGETHER`] rows of `x` at a time, as long as there are; then four, two, one.
 #[inline(always)]
 pub(crate) fn products<S: Simd, M: Multiply<A>, A>(
     tile: &[Line],
     x: &[&[A]],
     out: &mut [[f32; ROWS]],
 ) {
-    let (x, out) = groups_of::<S, M, A, 8>(tile, x, out);
+    let (x, out) = groups_of::<S, M, A, TOGETHER>(tile, x, out);
     let (x, out) = groups_of::<S, M, A, 4>(tile, x, out);
     let (x, out) = groups_of::<S, M, A, 2>(tile, x, out);
     groups_of::<S, M, A, 1>(tile, x, out);
