@@ -290,9 +290,10 @@ fn a_shape_with_its_dimensions_swapped_is_named_with_both_shapes() {
 /// The tiny GGUF model with one of its lists of texts changed.
 fn with_texts(key: &str, change: impl FnOnce(&mut Vec<Value>)) -> FileCheckup {
     let mut draft = gguf();
-    let Some(Value::Array(mut list)) = draft.metadata.remove(key) else { panic!("no {key}") };
+    let Some(Value::Array(list)) = draft.metadata.remove(key) else { panic!("no {key}") };
+    let mut list = list.iter().collect();
     change(&mut list);
-    draft.metadata.insert(key, Value::Array(list));
+    draft.metadata.insert(key, list);
     checked_bytes(&bytes_of(&draft.gguf()))
 }
 
@@ -300,9 +301,10 @@ fn with_texts(key: &str, change: impl FnOnce(&mut Vec<Value>)) -> FileCheckup {
 fn a_vocabulary_that_is_one_short_is_told_with_both_numbers() {
     let mut draft = gguf();
     for key in ["tokenizer.ggml.tokens", "tokenizer.ggml.token_type"] {
-        let Some(Value::Array(mut list)) = draft.metadata.remove(key) else { panic!("no {key}") };
+        let Some(Value::Array(list)) = draft.metadata.remove(key) else { panic!("no {key}") };
+        let mut list: Vec<_> = list.iter().collect();
         list.pop();
-        draft.metadata.insert(key, Value::Array(list));
+        draft.metadata.insert(key, list);
     }
     let checkup = checked_bytes(&bytes_of(&draft.gguf()));
     let found = broken(&checkup);

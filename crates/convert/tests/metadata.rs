@@ -466,7 +466,7 @@ fn a_damaged_copy_is_refused_or_does_not_matter() {
                 Value::Null,
                 7u32.into(),
                 "x".into(),
-                Value::Array(Vec::new()),
+                Vec::<Value>::new().into(),
                 Map::default().into(),
             ] {
                 let mut damaged = apr.metadata().get(key).unwrap().clone();

@@ -32,5 +32,5 @@ pub use error::{Error, Place, Result};
 pub use file::File;
 pub use huggingface::Companions;
 pub use integrity::{Checksum, Gap};
-pub use metadata::{Map, Metadata, Value};
+pub use metadata::{Array, Map, Metadata, Value};
 pub use tensors::Unreadable;

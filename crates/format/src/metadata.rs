@@ -9,6 +9,10 @@ use indexmap::IndexMap;
 
 use crate::{Error, Result, error::Shortened};
 
+mod array;
+
+pub use array::Array;
+
 /// A metadata value. Integers of all widths are `U64` or, if the container says signed, `I64`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -26,14 +30,11 @@ pub enum Value {
     F64(f64),
     /// A text.
     String(String),
-    /// A list; of one type in GGUF, of any in JSON.
-    Array(Vec<Value>),
+    /// A list.
+    Array(Array),
     /// A JSON object.
     Object(Map),
 }
-
-// A vocabulary has hundreds of thousands of values.
-const _: () = assert!(size_of::<Value>() <= 32);
 
 /// An ordered map of keys to values.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -174,15 +175,13 @@ impl Metadata {
     }
 
     /// A list of anything.
-    pub fn array(&self, key: &str) -> Result<Option<&[Value]>> {
+    pub fn array(&self, key: &str) -> Result<Option<&Array>> {
         self.typed(key, "a list", Value::as_array)
     }
 
     /// A list of texts.
     pub fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.typed(key, "a list of strings", |value| {
-            value.as_array()?.iter().map(Value::as_str).collect()
-        })
+        self.typed(key, "a list of strings", |value| value.as_array()?.texts())
     }
 
     fn typed<'a, T>(
@@ -242,7 +241,7 @@ impl Value {
     }
 
     /// The value as a list.
-    pub fn as_array(&self) -> Option<&[Value]> {
+    pub fn as_array(&self) -> Option<&Array> {
         if let Self::Array(values) = self { Some(values) } else { None }
     }
 
@@ -289,7 +288,7 @@ impl From<Map> for Value {
 
 impl<T: Into<Value>> From<Vec<T>> for Value {
     fn from(values: Vec<T>) -> Self {
-        Self::Array(values.into_iter().map(Into::into).collect())
+        Self::Array(values.into_iter().collect())
     }
 }
 
@@ -308,7 +307,7 @@ impl From<&Value> for serde_json::Value {
             Value::F32(x) => number(x.to_string().parse().unwrap_or(f64::from(*x)), x.to_string()),
             Value::F64(x) => number(*x, x.to_string()),
             Value::String(text) => text.as_str().into(),
-            Value::Array(values) => values.iter().map(Self::from).collect(),
+            Value::Array(values) => values.iter().map(|value| Self::from(&value)).collect(),
             Value::Object(map) => map.into(),
         }
     }
@@ -361,7 +360,8 @@ mod tests {
 
     #[test]
     fn json_output_has_the_shortest_decimal_of_an_f32_and_texts_for_what_is_no_number() {
-        let list = Value::Array(vec![1e-6f32.into(), f32::NAN.into(), f64::INFINITY.into()]);
+        let list = [1e-6f32.into(), f32::NAN.into(), f64::INFINITY.into()];
+        let list = Value::from(Vec::<Value>::from(list));
         let json = serde_json::Value::from(&list).to_string();
         assert_eq!(json, r#"[1e-6,"NaN","inf"]"#);
     }

@@ -130,7 +130,7 @@ fn a_writer_refuses_what_its_container_cannot_hold() {
     refused(gguf::Writer::new().tensor("w", DType::Q4_K, [100]).map(drop), &["`w`", "[100]"]);
     let null = gguf::Writer::new().set("k", Value::Null).begin(Vec::new()).map(drop);
     refused(null, &["`k`", "null"]);
-    let mixed = Value::Array(vec![1u32.into(), "a".into()]);
+    let mixed = Value::from(vec![Value::from(1u32), "a".into()]);
     refused(gguf::Writer::new().set("k", mixed).begin(Vec::new()).map(drop), &["`k`", "several"]);
     let mut twice = apr::Writer::new();
     twice.tensor("w", DType::F32, [1]).unwrap().tensor("w", DType::F32, [1]).unwrap();

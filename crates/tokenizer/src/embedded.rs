@@ -323,7 +323,7 @@ impl<'a> Reader<'a> {
             let (expected, found) = (self.tokens.len(), values.len());
             return Err(Error::Length { place: self.place(key), expected, found });
         }
-        let read: Option<Vec<T>> = values.iter().map(read).collect();
+        let read: Option<Vec<T>> = values.iter().map(|value| read(&value)).collect();
         read.map(Some).ok_or_else(|| Error::WrongType { place: self.place(key), expected })
     }
 

@@ -268,7 +268,7 @@ fn config_ids(config: &Metadata, key: &str, vocabulary: &Vocabulary) -> Result<V
     let place = || Place::new(&config.file().display().to_string(), key);
     let ids: Option<Vec<u64>> = match config.get(key) {
         None => Some(Vec::new()),
-        Some(apr_format::Value::Array(ids)) => ids.iter().map(apr_format::Value::as_u64).collect(),
+        Some(apr_format::Value::Array(ids)) => ids.iter().map(|id| id.as_u64()).collect(),
         Some(id) => id.as_u64().map(|id| vec![id]),
     };
     let expected = "an id or a list of ids";

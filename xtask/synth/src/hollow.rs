@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use apr_convert::{Options, Output, Plan, Recipe, Target};
-use apr_format::{Checkpoint, Value, safetensors::Safetensors, write::Writer};
+use apr_format::{Array, Checkpoint, Value, safetensors::Safetensors, write::Writer};
 use apr_model::{Config, read_config};
 use apr_tensor::DType;
 
@@ -89,7 +89,7 @@ impl Hollow {
         let options = Options { recipe: Some(recipe), ..Options::default() };
         let plan = Plan::new(&source, Target::Gguf, options)?;
         let tokens = plan.metadata.map.get("tokenizer.ggml.tokens").and_then(Value::as_array);
-        let (tokens, vocab) = (tokens.map_or(0, <[_]>::len), self.config.vocab_size);
+        let (tokens, vocab) = (tokens.map_or(0, Array::len), self.config.vocab_size);
         if tokens > vocab {
             bail!(
                 "the tokenizer has {tokens} tokens, the shape has {vocab}; give the tokenizer of this very model"

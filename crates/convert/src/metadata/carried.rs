@@ -230,7 +230,9 @@ fn type_of(value: &Value) -> String {
         Value::F32(_) => "f32".to_owned(),
         Value::F64(_) => "f64".to_owned(),
         Value::String(_) => "string".to_owned(),
-        Value::Array(values) => format!("[{}]", values.first().map(type_of).unwrap_or_default()),
+        Value::Array(values) => {
+            format!("[{}]", values.iter().next().as_ref().map(type_of).unwrap_or_default())
+        }
     }
 }
 
@@ -256,7 +258,7 @@ fn as_type(kind: &str, value: &Value) -> Option<Value> {
         list => {
             let inner = list.strip_prefix('[')?.strip_suffix(']')?;
             Value::Array(
-                value.as_array()?.iter().map(|v| as_type(inner, v)).collect::<Option<_>>()?,
+                value.as_array()?.iter().map(|v| as_type(inner, &v)).collect::<Option<_>>()?,
             )
         }
     })
@@ -283,8 +285,8 @@ mod tests {
             "text".into(),
             vec![1i64, -1].into(),
             vec![0.1f32, 3.0].into(),
-            Value::Array(Vec::new()),
-            Value::Array(vec![vec![1u64].into()]),
+            Vec::<Value>::new().into(),
+            vec![vec![1u64]].into(),
         ];
         for value in values {
             let text = serde_json::Value::from(&value).to_string();

@@ -4,7 +4,7 @@ use apr_tensor::{DType, Shape};
 
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, SPLIT_KEY, value_type};
 use crate::{
-    Error, File, Map, Metadata, Place, Result, Value,
+    Array, Error, File, Map, Metadata, Place, Result, Value,
     budget::Budget,
     cursor::Cursor,
     error::Shortened,
@@ -136,7 +136,8 @@ impl<'a> Reader<'a> {
             value_type::STRING => {
                 let len = cursor.u64(what)?;
                 let text = cursor.text(len, what)?;
-                self.budget.charge(text.len(), || Place::Key(key.to_owned()))?;
+                // Twice, for in a list it is one of many in a buffer that doubles as it grows.
+                self.budget.charge(2 * text.len(), || Place::Key(key.to_owned()))?;
                 Value::String(text.to_owned())
             }
             value_type::ARRAY => Value::Array(self.array(key, depth)?),
@@ -147,7 +148,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn array(&mut self, key: &str, depth: u32) -> Result<Vec<Value>> {
+    fn array(&mut self, key: &str, depth: u32) -> Result<Array> {
         let what = format_args!("the array of key `{}`", Shortened(key));
         let kind_at = self.cursor.offset();
         let kind = self.cursor.u32(what)?;
@@ -179,11 +180,7 @@ impl<'a> Reader<'a> {
         )?;
         let bytes = (count as usize).saturating_mul(size_of::<Value>());
         self.budget.charge(bytes, || Place::Key(key.to_owned()))?;
-        let mut values = Vec::with_capacity(count as usize);
-        for _ in 0..count {
-            values.push(self.value(key, kind, kind_at, depth.saturating_sub(1))?);
-        }
-        Ok(values)
+        (0..count).map(|_| self.value(key, kind, kind_at, depth.saturating_sub(1))).collect()
     }
 
     /// A part of a model has some of its tensors, and would look like one that lacks the others.

@@ -2,7 +2,7 @@
 
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, value_type};
 use crate::{
-    Map, Result, Value,
+    Array, Map, Result, Value,
     write::{Declared, Header, pad, sealed::Layout, unwritable},
 };
 
@@ -32,7 +32,10 @@ impl Layout for Gguf {
         put_u64(&mut bytes, metadata.len());
         for (key, value) in metadata.iter() {
             put_text(&mut bytes, key);
-            let kind = kind_of(std::slice::from_ref(value));
+            let kind = match value {
+                Value::Array(_) => Some(value_type::ARRAY),
+                one => kind_of(&[one.clone()].into_iter().collect()),
+            };
             let kind =
                 kind.ok_or_else(|| unwritable::<Self>(format_args!("key `{key}`, {value}")))?;
             put_u32(&mut bytes, kind);
@@ -66,9 +69,9 @@ fn alignment(metadata: &Map) -> Result<u64> {
 }
 
 /// The narrowest of the types that we write which holds each of `values`.
-fn kind_of(values: &[Value]) -> Option<u32> {
-    let all = |is: fn(&Value) -> bool| values.iter().all(is);
-    Some(match values.first()? {
+fn kind_of(values: &Array) -> Option<u32> {
+    let all = |is: fn(&Value) -> bool| values.iter().all(|value| is(&value));
+    Some(match values.iter().next()? {
         Value::Bool(_) => value_type::BOOL,
         Value::U64(_) if all(|v| v.as_u64().is_some_and(|n| n <= u32::MAX.into())) => {
             value_type::U32
@@ -111,8 +114,8 @@ fn put_value(out: &mut Vec<u8>, kind: u32, value: &Value) -> Option<()> {
             let kind = if values.is_empty() { value_type::STRING } else { kind_of(values)? };
             put_u32(out, kind);
             put_u64(out, values.len());
-            for value in values {
-                put_value(out, kind, value)?;
+            for value in values.iter() {
+                put_value(out, kind, &value)?;
             }
         }
         _ => return None,

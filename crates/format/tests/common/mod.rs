@@ -50,7 +50,7 @@ pub(crate) fn metadata() -> Vec<(&'static str, Value)> {
         ("tokenizer.tokens", vec!["a", "b", "", "\u{2581}\"\\\n"].into()),
         ("tokenizer.types", vec![1, -1, 3].into()),
         ("tokenizer.scores", vec![0.5f64, -1.25].into()),
-        ("no tokens", Value::Array(vec![])),
+        ("no tokens", Vec::<Value>::new().into()),
     ]
 }
 

@@ -94,11 +94,13 @@ impl<'c> Keys<'c> {
 
     /// A list of whole numbers; empty if it is not there.
     pub(super) fn numbers(&self, key: &str) -> Result<Vec<usize>> {
-        let values = self.metadata.array(key)?.unwrap_or_default().iter();
+        let Some(values) = self.metadata.array(key)? else { return Ok(Vec::new()) };
         let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
         values
+            .iter()
             .map(|value| {
-                number(value).ok_or_else(|| self.impossible(key, value, "whole numbers are needed"))
+                number(&value)
+                    .ok_or_else(|| self.impossible(key, &value, "whole numbers are needed"))
             })
             .collect()
     }
