@@ -24,8 +24,12 @@ use crate::{
 
 /// The products of a tile with rows of activations, one with each of its rows.
 pub(crate) trait Multiply<A> {
-    /// Those of `N` rows of activations.
-    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[A]; N]) -> [[f32; ROWS]; N];
+    /// Those of `N` rows of activations. With `fetch` the tile is read for the first time, and what comes is asked for.
+    fn multiply<S: Simd, const N: usize>(
+        tile: &[Line],
+        x: [&[A]; N],
+        fetch: bool,
+    ) -> [[f32; ROWS]; N];
 }
 
 /// Types with blocks of 32.
@@ -44,10 +48,11 @@ pub(crate) fn products<S: Simd, M: Multiply<A>, A>(
     x: &[&[A]],
     out: &mut [[f32; ROWS]],
 ) {
-    let (x, out) = groups_of::<S, M, A, TOGETHER>(tile, x, out);
-    let (x, out) = groups_of::<S, M, A, 4>(tile, x, out);
-    let (x, out) = groups_of::<S, M, A, 2>(tile, x, out);
-    groups_of::<S, M, A, 1>(tile, x, out);
+    let mut fetch = true;
+    let (x, out) = groups_of::<S, M, A, TOGETHER>(tile, x, out, &mut fetch);
+    let (x, out) = groups_of::<S, M, A, 4>(tile, x, out, &mut fetch);
+    let (x, out) = groups_of::<S, M, A, 2>(tile, x, out, &mut fetch);
+    groups_of::<S, M, A, 1>(tile, x, out, &mut fetch);
 }
 
 /// `N` rows at a time. Returns what is left.
@@ -56,21 +61,26 @@ fn groups_of<'x, 'o, S: Simd, M: Multiply<A>, A, const N: usize>(
     tile: &[Line],
     x: &'x [&'x [A]],
     out: &'o mut [[f32; ROWS]],
+    fetch: &mut bool,
 ) -> (&'x [&'x [A]], &'o mut [[f32; ROWS]]) {
     let (groups, x) = x.as_chunks::<N>();
     let (outs, out) = out.as_chunks_mut::<N>();
     for (group, out) in groups.iter().zip(outs) {
-        *out = M::multiply::<S, N>(tile, *group);
+        *out = M::multiply::<S, N>(tile, *group, std::mem::take(fetch));
     }
     (x, out)
 }
 
 impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
     #[inline(always)]
-    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8]; N]) -> [[f32; ROWS]; N] {
+    fn multiply<S: Simd, const N: usize>(
+        tile: &[Line],
+        x: [&[Q8]; N],
+        fetch: bool,
+    ) -> [[f32; ROWS]; N] {
         let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
-            if N == 1 && (T::IS_FETCHED || S::IS_FETCHED) {
+            if fetch && (N > 1 || T::IS_FETCHED || S::IS_FETCHED) {
                 (0..8).for_each(|i| block[0].fetch_ahead::<S>(i));
             }
             let q = [T::quants::<S>(block[0]), T::quants::<S>(block[1])];
@@ -100,7 +110,11 @@ impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
 
 impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
     #[inline(always)]
-    fn multiply<S: Simd, const N: usize>(tile: &[Line], x: [&[Q8K]; N]) -> [[f32; ROWS]; N] {
+    fn multiply<S: Simd, const N: usize>(
+        tile: &[Line],
+        x: [&[Q8K]; N],
+        fetch: bool,
+    ) -> [[f32; ROWS]; N] {
         let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
             let scales = [T::scales::<S>(block[0]), T::scales::<S>(block[1])];
@@ -115,7 +129,7 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                 }
             }
             for j in 0..8 {
-                if N == 1 && (T::IS_FETCHED || S::IS_FETCHED) {
+                if fetch && (N > 1 || T::IS_FETCHED || S::IS_FETCHED) {
                     block[0].fetch_ahead::<S>(j);
                 }
                 let q = [T::quants::<S>(block[0], j), T::quants::<S>(block[1], j)];
