@@ -241,3 +241,26 @@ fn tiles<'x, A, M: FnMut(usize, &mut [[f32; ROWS]])>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_whole_groups_of_about_the_same_size_and_fit_into_the_cache() {
+        for (len, together) in [(896, GROUP), (4864, GROUP), (1 << 20, GROUP), (896, 8), (0, 8)] {
+            let rows = Rows::<f32> { values: &[], len, together };
+            for count in 0..1000 {
+                let batch = rows.batch(count);
+                assert!(batch.is_multiple_of(together) && batch > 0);
+                assert!(batch == together || batch * len * size_of::<f32>() <= BATCH_BYTES);
+                assert!(batch <= BATCH_ROWS);
+                // None is left with few rows while others are full.
+                let batches = count.div_ceil(batch);
+                assert!(batches * batch < count + batches * together + 1, "{count} by {batch}");
+            }
+        }
+        let rows = Rows::<f32> { values: &[], len: 896, together: GROUP };
+        assert_eq!(rows.batch(256), 90);
+    }
+}
