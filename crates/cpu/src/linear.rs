@@ -19,8 +19,8 @@ use crate::{
     weight::{Part, Product},
 };
 
-/// The most token rows in a batch.
-const BATCH_ROWS: usize = 5 * 24;
+/// The most token rows in a batch: a number of whole groups for all kernels.
+const BATCH_ROWS: usize = 120;
 
 /// The most bytes of activations in a batch: half of a second-level cache of 1 MiB.
 const BATCH_BYTES: usize = 512 << 10;

@@ -64,6 +64,8 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
 
     const REGISTERS: usize = 6;
 
+    const SIGNED: bool = true;
+
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         // SAFETY: `Neon`'s methods run only within kernels compiled for its features.
@@ -248,15 +250,13 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
 
     #[inline(always)]
     fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
-        // Both factors have a sign here, so that bytes of 8 bits lose 128, and the sum is given it back.
-        let (zero, flip) = if T::BITS == 8 { (128 * sum(a), 0x8080_8080) } else { (0, 0) };
         // Register by register, so that the quants and sums of one fit beside what else there is.
         // SAFETY: as in `splat`; `DOTPROD` is that of a kernel that may use it.
         each!(|i| unsafe {
-            let acc = vaddq_s32(vreinterpretq_s32_u32(acc[i]), vdupq_n_s32(zero));
+            let acc = vreinterpretq_s32_u32(acc[i]);
             vreinterpretq_u32_s32(match DOTPROD {
-                true => dot_at_once(acc, q, a, i, flip),
-                false => dot_in_16_bits(acc, q, a, i, flip, T::BITS),
+                true => dot_at_once(acc, q, a, i),
+                false => dot_in_16_bits(acc, q, a, i, T::BITS),
             })
         })
     }
@@ -338,26 +338,6 @@ unsafe fn widened([low, high]: [uint8x16_t; 2]) -> [float32x4_t; 4] {
     }
 }
 
-/// The sum of all `a`, which are few.
-#[inline(always)]
-fn sum(a: &[[i8; 4]]) -> i32 {
-    let mut sum = 0;
-    for &a in a.as_flattened() {
-        sum += i32::from(a);
-    }
-    sum
-}
-
-/// Register `i` of word `q`, bytes with a sign once the bits `flip` are changed.
-///
-/// # Safety
-/// NEON.
-#[inline(always)]
-unsafe fn signed(q: &[uint32x4_t; 4], i: usize, flip: u32) -> int8x16_t {
-    // SAFETY: the caller's promise.
-    unsafe { vreinterpretq_s8_u32(veorq_u32(q[i], vdupq_n_u32(flip))) }
-}
-
 /// `acc` and four products of bytes in each word: those of `q` with the four bytes `LANE` of `a`.
 ///
 /// # Safety
@@ -392,20 +372,19 @@ unsafe fn dot_at_once(
     q: &[[uint32x4_t; 4]],
     a: &[[i8; 4]],
     i: usize,
-    flip: u32,
 ) -> int32x4_t {
     let ((q, q_rest), (a, a_rest)) = (q.as_chunks::<4>(), a.as_chunks::<4>());
     // SAFETY: the caller's promise; four times four `a` are 16 bytes.
     unsafe {
         for (q, a) in q.iter().zip(a) {
             let a = vld1q_s8(a.as_flattened().as_ptr());
-            acc = sdot::<0>(acc, signed(&q[0], i, flip), a);
-            acc = sdot::<1>(acc, signed(&q[1], i, flip), a);
-            acc = sdot::<2>(acc, signed(&q[2], i, flip), a);
-            acc = sdot::<3>(acc, signed(&q[3], i, flip), a);
+            acc = sdot::<0>(acc, vreinterpretq_s8_u32(q[0][i]), a);
+            acc = sdot::<1>(acc, vreinterpretq_s8_u32(q[1][i]), a);
+            acc = sdot::<2>(acc, vreinterpretq_s8_u32(q[2][i]), a);
+            acc = sdot::<3>(acc, vreinterpretq_s8_u32(q[3][i]), a);
         }
         for (q, a) in q_rest.iter().zip(a_rest) {
-            acc = sdot::<0>(acc, signed(q, i, flip), splat_bytes(a));
+            acc = sdot::<0>(acc, vreinterpretq_s8_u32(q[i]), splat_bytes(a));
         }
     }
     acc
@@ -422,10 +401,9 @@ unsafe fn dot_in_16_bits(
     q: &[[uint32x4_t; 4]],
     a: &[[i8; 4]],
     i: usize,
-    flip: u32,
     bits: u32,
 ) -> int32x4_t {
-    // With a sign, the largest magnitude of 8 bits is 128.
+    // With a sign the largest magnitude of 8 bits is 128.
     let largest = if bits == 8 { 128 } else { (1 << bits) - 1 };
     let most = (i16::MAX as usize / (2 * 127 * largest)).min(8);
     for (q, a) in q.chunks(most).zip(a.chunks(most)) {
@@ -434,7 +412,7 @@ unsafe fn dot_in_16_bits(
             // Of the words 0 and 1, and 2 and 3.
             let mut sums = [vdupq_n_s16(0); 2];
             for (q, a) in q.iter().zip(a) {
-                let (q, a) = (signed(q, i, flip), splat_bytes(a));
+                let (q, a) = (vreinterpretq_s8_u32(q[i]), splat_bytes(a));
                 sums[0] = vmlal_s8(sums[0], vget_low_s8(q), vget_low_s8(a));
                 sums[1] = vmlal_high_s8(sums[1], q, a);
             }

@@ -40,6 +40,9 @@ pub(crate) trait Simd {
     /// How many sums of [`LANES`] floats stay in registers, beside what they are made of.
     const REGISTERS: usize;
 
+    /// Whether bytes of 8 bits are multiplied with their sign, and not with 128 added to them.
+    const SIGNED: bool = false;
+
     /// Whether even types that need next to no unpacking are read faster from memory that was asked for early.
     const IS_FETCHED: bool = false;
 
@@ -99,7 +102,8 @@ pub(crate) trait Simd {
     /// To the nearest float, ties to even.
     fn to_lanes(x: Self::Words) -> Self::Lanes;
 
-    /// `acc + sum(q[g].byte[i] * a[g][i])`. The bytes of `q` have no sign and are those of a `T`; no `a` is -128.
+    /// `acc + sum(q[g].byte[i] * a[g][i])`. The bytes of `q` are those of a `T`: they have no sign, but for those of 8 bits if
+    /// [`SIGNED`](Self::SIGNED). No `a` is -128.
     fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words;
     /// `acc + x.low * a[0] + x.high * a[1]`, of the 16-bit halves of each word, with a sign.
     fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words;

@@ -11,7 +11,7 @@
 //!
 //! That is one chain of sums per output element, and a lane holds a row's. Each block of weights is unpacked once for up
 //! to eight rows of activations. Bytes are unpacked without a sign, because hardware multiplies those by signed ones:
-//! where `q = byte - zero`, `zero * sum(a)` is taken off the integer sum.
+//! where `q = byte - zero`, `zero * sum(a)` is taken off the integer sum. Bytes of 8 bits keep their sign where that is faster.
 
 use super::{
     Simd,
@@ -87,7 +87,7 @@ impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
             let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
             for n in 0..N {
                 let x = &x[n][b];
-                let zero = S::splat_word(-T::ZERO * x.sum);
+                let zero = S::splat_word(-T::zero::<S>() * x.sum);
                 for h in 0..2 {
                     let sum = S::to_lanes(S::dot::<T>(zero, &q[h], x.qs.as_chunks().0));
                     acc[n][h] = S::fma(S::mul(d[h], S::splat(x.d)), sum, acc[n][h]);
@@ -119,12 +119,12 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
             let scales = [T::scales::<S>(block[0]), T::scales::<S>(block[1])];
             let mut sums = [[S::splat_word(0); 2]; N];
-            if T::ZERO != 0 {
+            if T::zero::<S>() != 0 {
                 let pairs = [scale_pairs::<S, T>(scales[0]), scale_pairs::<S, T>(scales[1])];
                 for n in 0..N {
                     for h in 0..2 {
                         let sum = weighted::<S, T>(&pairs[h], &x[n][b]);
-                        sums[n][h] = S::mul_word(sum, S::splat_word(-T::ZERO));
+                        sums[n][h] = S::mul_word(sum, S::splat_word(-T::zero::<S>()));
                     }
                 }
             }

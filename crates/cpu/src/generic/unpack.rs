@@ -69,21 +69,27 @@ pub(crate) trait Tiled {
     const LAYOUT: Layout;
     /// Unpacked bytes are less than two to the power of this.
     const BITS: u32;
-    /// What a byte is for the weight 0.
+    /// What a byte without a sign is for the weight 0.
     const ZERO: i32;
     /// Whether unpacking takes so long that hardware reads memory too late on its own.
     const IS_FETCHED: bool;
     /// Whether the second half of a block is the (scale of the) minimum.
     const MIN: bool;
+
+    /// What a byte is for the weight 0.
+    #[inline(always)]
+    fn zero<S: Simd>() -> i32 {
+        if S::SIGNED && Self::BITS == 8 { 0 } else { Self::ZERO }
+    }
 }
 
-/// Types of 32 weights that share a scale: weight `i` is `scale * (byte[i] - ZERO) + min`.
+/// Types of 32 weights that share a scale: weight `i` is `scale * (byte[i] - zero) + min`.
 pub(crate) trait Tiled32: Tiled {
     /// Word `g` holds the weights `4g .. 4g + 4`.
     fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8];
 }
 
-/// Types of 256 weights, in sub-blocks: weight `i` is `d * scale * (byte[i] - ZERO) - dmin * min`.
+/// Types of 256 weights, in sub-blocks: weight `i` is `d * scale * (byte[i] - zero) - dmin * min`.
 pub(crate) trait Tiled256: Tiled {
     /// 16 or 32.
     const SUB_BLOCK: usize;
@@ -107,16 +113,16 @@ const BITS: u32 = 0x0101_0101;
 /// What is added to the entries of [`IQ4_VALUES`] to make bytes without a sign of them.
 const IQ4_ZERO: i32 = 128;
 
-/// See [`IQ4_ZERO`].
-const IQ4_BYTES: [u8; 16] = {
+/// The values with `zero` added, as bytes.
+const fn iq4_bytes(zero: i32) -> [u8; 16] {
     let mut bytes = [0; 16];
     let mut i = 0;
     while i < 16 {
-        bytes[i] = (IQ4_VALUES[i] as i32 + IQ4_ZERO) as u8;
+        bytes[i] = (IQ4_VALUES[i] as i32 + zero) as u8;
         i += 1;
     }
     bytes
-};
+}
 
 /// The low nibbles of four words, then the high ones.
 #[inline(always)]
@@ -144,7 +150,10 @@ fn five_bits<S: Simd>(high: S::Words, words: [S::Words; 4]) -> [S::Words; 8] {
 fn lookup<S: Simd>(words: [S::Words; 4]) -> [S::Words; 8] {
     let mut out = nibbles::<S>(words);
     for out in &mut out {
-        *out = S::lookup(*out, &IQ4_BYTES);
+        *out = S::lookup(
+            *out,
+            if S::SIGNED { &const { iq4_bytes(0) } } else { &const { iq4_bytes(IQ4_ZERO) } },
+        );
     }
     out
 }
@@ -240,8 +249,10 @@ impl Tiled32 for Q8_0 {
     #[inline(always)]
     fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
         let mut out = block.load::<S, 8>(0);
-        for word in &mut out {
-            *word = S::xor(*word, 0x8080_8080);
+        if !S::SIGNED {
+            for word in &mut out {
+                *word = S::xor(*word, 0x8080_8080);
+            }
         }
         out
     }

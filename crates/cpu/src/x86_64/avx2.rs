@@ -56,6 +56,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     const REGISTERS: usize = 6;
 
+    const SIGNED: bool = !VNNI;
+
     const IS_FETCHED: bool = true;
 
     #[inline(always)]
@@ -388,34 +390,33 @@ unsafe fn dot_in_16_bits(
     i: usize,
     bits: u32,
 ) -> __m256i {
+    // With a sign the largest magnitude of 8 bits is 128.
+    let largest = if bits == 8 { 128 } else { (1 << bits) - 1 };
+    let most = (i16::MAX as usize / (2 * 127 * largest)).min(8);
+    for (q, a) in q.chunks(most).zip(a.chunks(most)) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = pair_sums(q[0][i], splat_bytes(&a[0]), bits);
+            for (q, a) in q[1..].iter().zip(&a[1..]) {
+                sums = _mm256_add_epi16(sums, pair_sums(q[i], splat_bytes(a), bits));
+            }
+            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+        }
+    }
+    acc
+}
+
+/// The sums of two products of bytes each. Of `q` those of 8 bits have a sign, which goes to the other factor.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn pair_sums(q: __m256i, a: __m256i, bits: u32) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
-        let one = _mm256_set1_epi16(1);
-        if bits == 8 {
-            // Even one sum of two products may be too large: the nibbles are summed apart.
-            let nibbles = _mm256_set1_epi8(15);
-            for (q, a) in q.chunks(8).zip(a.chunks(8)) {
-                let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-                for (q, a) in q.iter().zip(a) {
-                    let a = splat_bytes(a);
-                    let lows = _mm256_and_si256(q[i], nibbles);
-                    let highs = _mm256_and_si256(_mm256_srli_epi16::<4>(q[i]), nibbles);
-                    low = _mm256_add_epi16(low, _mm256_maddubs_epi16(lows, a));
-                    high = _mm256_add_epi16(high, _mm256_maddubs_epi16(highs, a));
-                }
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, one));
-                acc = _mm256_add_epi32(acc, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
-            }
-            return acc;
+        match bits {
+            8 => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
+            _ => _mm256_maddubs_epi16(q, a),
         }
-        let most = (i16::MAX as usize / (2 * 127 * ((1 << bits) - 1))).min(8);
-        for (q, a) in q.chunks(most).zip(a.chunks(most)) {
-            let mut sums = _mm256_maddubs_epi16(q[0][i], splat_bytes(&a[0]));
-            for (q, a) in q[1..].iter().zip(&a[1..]) {
-                sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(q[i], splat_bytes(a)));
-            }
-            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sums, one));
-        }
-        acc
     }
 }
