@@ -6,7 +6,10 @@ use std::{fmt, path::Path};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::{
-    Array, Error, Map, Place, Result, Value, budget::Budget, error::Shortened, metadata::MAP_COST,
+    Array, Error, Map, Place, Result, Value,
+    budget::Budget,
+    error::Shortened,
+    metadata::{MAP_COST, array},
 };
 
 /// Parses `text`, found at `offset` in `file`, which must be an object.
@@ -111,15 +114,14 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Value, E> {
-        // Twice, for in a list it is one of many in a buffer that doubles as it grows.
-        charge(self.0, 2 * text.len())?;
+        charge(self.0, array::text_cost(text))?;
         Ok(Value::String(text.to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut values = Array::default();
         while let Some(value) = seq.next_element_seed(ValueSeed(self.0))? {
-            charge(self.0, 2 * size_of::<Value>())?;
+            charge(self.0, array::VALUE_COST)?;
             values.push(value);
         }
         Ok(Value::Array(values))

@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 
 use crate::{Error, Result, error::Shortened};
 
-mod array;
+pub(crate) mod array;
 
 pub use array::Array;
 

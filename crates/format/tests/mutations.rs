@@ -132,16 +132,22 @@ fn peak_of(
     (PEAK.get() - before, limit, result)
 }
 
+/// A GGUF file of one key, up to the values of its array.
+fn gguf_with_array(kind: u8, count: usize) -> Vec<u8> {
+    let mut file =
+        b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0k\x09\0\0\0".to_vec();
+    file.extend([kind, 0, 0, 0]);
+    file.extend((count as u64).to_le_bytes());
+    file
+}
+
 #[test]
 fn files_made_to_cost_memory_stay_within_the_bound() {
     let mib = 1 << 20;
     let mut files: Vec<(&str, Vec<u8>)> = Vec::new();
 
     // A GGUF array of one-byte values, each of which is a `Value` in memory.
-    let mut gguf =
-        b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0k\x09\0\0\0\0\0\0\0"
-            .to_vec();
-    gguf.extend((8 * mib as u64).to_le_bytes());
+    let mut gguf = gguf_with_array(0, 8 * mib);
     gguf.resize(gguf.len() + 8 * mib, 0);
     files.push(("array.gguf", gguf));
 
@@ -186,4 +192,37 @@ fn files_made_to_cost_memory_stay_within_the_bound() {
         let text = result.map(drop).expect_err(name).to_string();
         assert!(text.contains(name), "{text}");
     }
+
+    // Lists of all sizes up to those that are too long.
+    let list = |kind: u8, count: usize, value: &[u8]| {
+        let mut file = gguf_with_array(kind, count);
+        file.extend(value.repeat(count));
+        file
+    };
+    let lists = |count: usize| {
+        let tail = |text: &str, end: &str| apr(format!(r#"{{"a":[{}{end}]}}"#, text.repeat(count)));
+        [
+            ("bytes.gguf", list(0, count, &[0])),
+            ("truths.gguf", list(7, count, &[1])),
+            ("integers.gguf", list(1, count, &[1])),
+            ("texts.gguf", list(8, count, b"\x01\0\0\0\0\0\0\0a")),
+            (
+                "long.gguf",
+                list(8, count / 8, &[&[24, 0, 0, 0, 0, 0, 0, 0], &[b'a'; 24][..]].concat()),
+            ),
+            ("numbers.apr", tail("0,", "0")),
+            ("texts.apr", tail("\"\",", "\"\"")),
+            ("mixed.apr", tail("\"\",", "0,0")),
+            ("mixed.apr", tail("-1,", "0,0")),
+        ]
+    };
+    let mut accepted = 0;
+    for count in (1..=24).map(|i| i << 17) {
+        for (name, file) in lists(count) {
+            let (peak, limit, result) = peak_of(name, file);
+            assert!(peak <= limit, "{count} in {name}: {peak} bytes, the limit is {limit}");
+            accepted += u32::from(result.is_ok());
+        }
+    }
+    assert!(accepted > 20, "{accepted} accepted");
 }

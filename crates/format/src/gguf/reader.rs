@@ -9,6 +9,7 @@ use crate::{
     cursor::Cursor,
     error::Shortened,
     json,
+    metadata::array::{PACKED_COST, VALUE_COST, text_cost},
     tensors::{self, Data, Entry, Kind, MAX_DIMS, MAX_NAME, Tensors},
 };
 
@@ -136,8 +137,7 @@ impl<'a> Reader<'a> {
             value_type::STRING => {
                 let len = cursor.u64(what)?;
                 let text = cursor.text(len, what)?;
-                // Twice, for in a list it is one of many in a buffer that doubles as it grows.
-                self.budget.charge(2 * text.len(), || Place::Key(key.to_owned()))?;
+                self.budget.charge(text_cost(text), || Place::Key(key.to_owned()))?;
                 Value::String(text.to_owned())
             }
             value_type::ARRAY => Value::Array(self.array(key, depth)?),
@@ -178,7 +178,12 @@ impl<'a> Reader<'a> {
             least,
             format_args!("elements of key `{}`", Shortened(key)),
         )?;
-        let bytes = (count as usize).saturating_mul(size_of::<Value>());
+        let each = match kind {
+            value_type::I8 | value_type::I16 | value_type::I32 | value_type::I64 => PACKED_COST,
+            value_type::F32 | value_type::STRING => PACKED_COST,
+            _ => VALUE_COST,
+        };
+        let bytes = (count as usize).saturating_mul(each);
         self.budget.charge(bytes, || Place::Key(key.to_owned()))?;
         (0..count).map(|_| self.value(key, kind, kind_at, depth.saturating_sub(1))).collect()
     }

@@ -24,6 +24,17 @@ enum Packed {
     Mixed(Vec<Value>),
 }
 
+/// What a value in a list takes at most: vectors double as they grow, and for a moment both are there.
+pub(crate) const VALUE_COST: usize = 3 * size_of::<Value>();
+
+/// The same of a value in a list of texts, or of numbers that are packed.
+pub(crate) const PACKED_COST: usize = 3 * size_of::<u64>();
+
+/// What the bytes of a text in a list take at most.
+pub(crate) fn text_cost(text: &str) -> usize {
+    3 * text.len()
+}
+
 impl Array {
     /// The number of values.
     pub fn len(&self) -> usize {
