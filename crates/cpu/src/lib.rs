@@ -28,6 +28,7 @@ mod kernels;
 mod kv;
 mod linear;
 mod memory;
+mod pages;
 mod pool;
 mod probe;
 mod routing;
@@ -50,6 +51,7 @@ pub use weight::Weight;
 
 use kernels::Kernels;
 use memory::Memory;
+use pages::Pages;
 use pool::Pool;
 
 /// How a [`Cpu`] is to compute.
@@ -112,6 +114,8 @@ pub struct Cpu {
     kernels: &'static Kernels,
     pool: Pool,
     memory: Memory,
+    /// Where reordered weights lie.
+    pages: Pages,
     activations: Activations,
     kv: KvType,
     /// Whether quantised weights are reordered once, on load.
@@ -126,8 +130,8 @@ impl Cpu {
         let threads =
             threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
         let (kernels, repack) = (isa.kernels()?, !no_repack);
-        let (pool, memory) = (Pool::new(threads)?, Memory::new());
-        Ok(Self { isa, kernels, pool, memory, activations, kv, repack })
+        let (pool, memory, pages) = (Pool::new(threads)?, Memory::new(), Pages::default());
+        Ok(Self { isa, kernels, pool, memory, pages, activations, kv, repack })
     }
 
     /// The instruction set in use.

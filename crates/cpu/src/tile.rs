@@ -10,13 +10,9 @@
 use std::{array, io};
 
 use apr_tensor::{DType, Stored};
-use memmap2::MmapMut;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{
-    generic::LANES,
-    pool::{Columns, Pool},
-};
+use crate::{Cpu, generic::LANES, pages::Piece, pool::Columns};
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 2 * LANES;
@@ -119,7 +115,7 @@ impl Layout {
 /// A whole matrix in tiles. The last row is repeated to fill the last tile.
 #[derive(Debug)]
 pub(crate) struct Tiles {
-    lines: MmapMut,
+    lines: Piece,
     layout: Layout,
     /// Bytes of a row.
     row_bytes: usize,
@@ -127,7 +123,7 @@ pub(crate) struct Tiles {
 
 impl Tiles {
     /// Reorders the rows of `stored`, on all threads, and gives the file's pages back to the system.
-    pub(crate) fn of(stored: &Stored, layout: Layout, pool: &Pool) -> io::Result<Self> {
+    pub(crate) fn of(stored: &Stored, layout: Layout, cpu: &Cpu) -> io::Result<Self> {
         /// How much of a file is read before its pages are given back.
         const SLICE_BYTES: usize = 16 << 20;
 
@@ -135,12 +131,7 @@ impl Tiles {
         let row_bytes = stored.bytes().len() / rows.max(1);
         let tile = row_bytes / layout.bytes * layout.lines();
         let tiles = rows.div_ceil(ROWS);
-        // The system refuses maps of nothing.
-        let lines = MmapMut::map_anon((tiles * tile * size_of::<Line>()).max(1))?;
-        // Fewer, larger pages: weights are read from end to end for each token. It is advice.
-        #[cfg(target_os = "linux")]
-        let _ = lines.advise(memmap2::Advice::HugePage);
-        let mut all = Self { lines, layout, row_bytes };
+        let mut lines = cpu.pages.lines(tiles * tile)?;
 
         let step = (SLICE_BYTES / (ROWS * row_bytes).max(1)).max(1);
         for first in (0..tiles).step_by(step) {
@@ -148,7 +139,8 @@ impl Tiles {
             let slice = stored.slice_rows(first * ROWS..((first + here) * ROWS).min(rows));
             let last = slice.shape().rows() - 1;
             let columns = Columns { count: here * tile, granule: tile, cost: tile * ROWS };
-            pool.fill(&mut all.lines_mut()[first * tile..][..here * tile], columns, |mut strip| {
+            let out = &mut lines.lines_mut()[first * tile..][..here * tile];
+            cpu.pool.fill(out, columns, |mut strip| {
                 let first = strip.columns().start / tile;
                 for (i, out) in strip.row(0).chunks_exact_mut(tile).enumerate() {
                     let row = |r: usize| slice.row_bytes(((first + i) * ROWS + r).min(last));
@@ -157,7 +149,7 @@ impl Tiles {
             });
             slice.bytes().release();
         }
-        Ok(all)
+        Ok(Self { lines, layout, row_bytes })
     }
 
     /// Lines of a tile.
@@ -168,13 +160,7 @@ impl Tiles {
     /// Tile number `index`.
     pub(crate) fn tile(&self, index: usize) -> &[Line] {
         let len = self.tile_len();
-        let bytes = index * len * size_of::<Line>()..(index + 1) * len * size_of::<Line>();
-        <[Line]>::ref_from_bytes(&self.lines[bytes]).expect("pages are aligned")
-    }
-
-    fn lines_mut(&mut self) -> &mut [Line] {
-        let len = self.lines.len() / size_of::<Line>() * size_of::<Line>();
-        <[Line]>::mut_from_bytes(&mut self.lines[..len]).expect("pages are aligned")
+        &self.lines.lines()[index * len..][..len]
     }
 
     /// Puts row `row`, as its file stores it, into `out`.
@@ -189,10 +175,11 @@ mod tests {
     use apr_tensor::Shape;
 
     use super::*;
+    use crate::CpuOptions;
 
     #[test]
     fn every_row_of_every_type_comes_back_as_it_was() {
-        let pool = Pool::new(2).unwrap();
+        let cpu = Cpu::new(CpuOptions { threads: Some(2), ..Default::default() }).unwrap();
         let types: Vec<DType> = DType::all().filter(|&t| Layout::of(t).is_some()).collect();
         assert_eq!(types.len(), 12);
         for dtype in types {
@@ -203,7 +190,7 @@ mod tests {
                 let bytes: Vec<u8> =
                     (0..rows * blocks * layout.bytes).map(|i| (i * 167 + i / 256) as u8).collect();
                 let stored = Stored::new(dtype, shape, bytes.into()).unwrap();
-                let tiles = Tiles::of(&stored, layout, &pool).unwrap();
+                let tiles = Tiles::of(&stored, layout, &cpu).unwrap();
                 let mut found = Vec::new();
                 for row in 0..rows {
                     tiles.read_row(row, &mut found);

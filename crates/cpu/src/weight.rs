@@ -95,7 +95,7 @@ impl Weight {
             let form = match (product, Layout::of(dtype)) {
                 (Product::Integer(_), Some(layout)) if cpu.repack => {
                     let refused = |source| Error::Memory { bytes: stored.bytes().len(), source };
-                    Form::Tiles(Tiles::of(&stored, layout, &cpu.pool).map_err(refused)?)
+                    Form::Tiles(Tiles::of(&stored, layout, cpu).map_err(refused)?)
                 }
                 _ => Form::Stored(stored),
             };
