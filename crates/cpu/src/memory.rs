@@ -8,6 +8,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use crate::aarch64::prefetch;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use crate::x86_64::prefetch;
+
 use crate::{
     activation::{Floats, Q8, Q8K},
     generic::LANES,
@@ -15,6 +20,11 @@ use crate::{
 
 /// The most bytes that one store keeps for later: about what reading a long prompt in chunks of 512 tokens takes.
 const MOST_KEPT: usize = 256 << 20;
+
+/// Other machines fetch memory on their own.
+#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+#[inline(always)]
+pub(crate) fn prefetch<T>(_: *const T) {}
 
 /// What buffers are made of.
 pub(crate) trait Plain: Copy + Send {

@@ -14,6 +14,7 @@ use std::{
 use crate::{
     Cpu, CpuOptions, Isa, Result,
     generic::{Simd, kernels, scalar::Scalar},
+    memory::prefetch,
 };
 
 /// How long all threads work before the rate is taken. The best of [`WINDOWS`] counts.
@@ -83,14 +84,7 @@ type ReadProbe = fn(bytes: &[u8], out: &mut u64);
 
 /// The ways to read of which the fastest counts: one stream of memory, several, and several fetched ahead. Memory is slower than any
 /// instruction set, so they are compiled once.
-const READS: &[ReadProbe] = &[
-    |bytes, out| read::<1>(bytes, out, |_| ()),
-    |bytes, out| read::<4>(bytes, out, |_| ()),
-    #[cfg(target_arch = "x86_64")]
-    |bytes, out| read::<4>(bytes, out, crate::x86_64::probe::prefetch),
-    #[cfg(target_arch = "aarch64")]
-    |bytes, out| read::<4>(bytes, out, crate::aarch64::probe::prefetch),
-];
+const READS: &[ReadProbe] = &[read::<1, false>, read::<4, false>, read::<4, true>];
 
 /// Lines of 64 bytes that a stream is fetched ahead.
 const AHEAD: usize = 16;
@@ -207,17 +201,17 @@ fn best_rate<T: FnMut() -> u64>(threads: usize, turn: impl Fn() -> T + Sync) -> 
     Ok((0..WINDOWS).map(window).fold(0.0, f64::max))
 }
 
-/// Sums up `bytes`, read in `STREAMS` streams at once, with `fetch` of what comes [`AHEAD`] lines later.
+/// Sums up `bytes`, read in `STREAMS` streams at once, with `FETCH` of what comes [`AHEAD`] lines later.
 #[inline(always)]
-fn read<const STREAMS: usize>(bytes: &[u8], out: &mut u64, fetch: impl Fn(&[u8; 64])) {
+fn read<const STREAMS: usize, const FETCH: bool>(bytes: &[u8], out: &mut u64) {
     let lines = bytes.as_chunks::<64>().0;
     let len = lines.len() / STREAMS;
     let mut sums = [[0u64; 8]; STREAMS];
     for i in 0..len {
         for (stream, sums) in sums.iter_mut().enumerate() {
             let line = stream * len + i;
-            if let Some(ahead) = lines.get(line + AHEAD) {
-                fetch(ahead);
+            if FETCH && let Some(ahead) = lines.get(line + AHEAD) {
+                prefetch(ahead);
             }
             let (words, _) = lines[line].as_chunks::<8>();
             for (sum, word) in sums.iter_mut().zip(words) {

@@ -95,11 +95,6 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn prefetch<T>(address: *const T) {
-        prefetch(address);
-    }
-
-    #[inline(always)]
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         // SAFETY: as in `splat`.
         each!(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
@@ -309,15 +304,6 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
             vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(x[i])))
         })
     }
-}
-
-/// Asks for a line of memory that is read soon.
-#[inline(always)]
-pub(super) fn prefetch<T>(address: *const T) {
-    // SAFETY: a prefetch of any address is allowed, and changes nothing that a program could see.
-    unsafe {
-        asm!("prfm pldl1keep, [{}]", in(reg) address, options(readonly, nostack, preserves_flags))
-    };
 }
 
 /// Half-precision numbers, eight and eight.

@@ -1,4 +1,4 @@
-//! What [`crate::probe`] needs of AArch64: chains of integer dot products that stay in registers, and a way to fetch memory ahead.
+//! What [`crate::probe`] needs of AArch64: chains of integer dot products that stay in registers.
 
 use std::{
     arch::{aarch64::*, asm},
@@ -12,12 +12,6 @@ const CHAINS: usize = 16;
 
 /// 16 products and sums in each chain.
 pub(crate) const INT8_NEON_OPS: u64 = 2 * 16 * CHAINS as u64;
-
-/// Asks for a line of memory that is read soon.
-#[inline(always)]
-pub(crate) fn prefetch(line: &[u8; 64]) {
-    neon::prefetch(line);
-}
 
 /// Products and sums in 16 bits, which wrap around. A product that is to be right does more.
 #[target_feature(enable = "neon")]

@@ -6,6 +6,7 @@
 //! lane each, and no lane meets another one.
 
 use super::{LANES, Simd, lanes::Element};
+use crate::memory::prefetch;
 
 /// Blocks of keys that all rows of a tile meet before the next ones are read: part of a first-level cache.
 const SPAN_BLOCKS: usize = 8;
@@ -133,7 +134,7 @@ fn chains<S: Simd, E: Element, const R: usize, const G: usize>(
         let queries = queries.first_chunk::<R>().expect("there are as many rows");
         let mut keys = [S::splat(0.0); G];
         for g in 0..G {
-            S::prefetch(blocks[g].as_ptr().wrapping_byte_add(AHEAD).wrapping_add(c));
+            prefetch(blocks[g].as_ptr().wrapping_byte_add(AHEAD).wrapping_add(c));
             keys[g] = E::load::<S>(&blocks[g][c]);
         }
         for r in 0..R {
@@ -244,7 +245,7 @@ fn add_channels<S: Simd, E: Element, const R: usize, const G: usize>(
     let mut values = values.chunks(width);
     for (j, value) in (0..common).zip(&mut values) {
         for g in 0..G {
-            S::prefetch(value.as_ptr().wrapping_byte_add(AHEAD).wrapping_add(g * LANES));
+            prefetch(value.as_ptr().wrapping_byte_add(AHEAD).wrapping_add(g * LANES));
         }
         let value = load::<S, E, G>(value);
         for r in 0..R {

@@ -8,6 +8,7 @@
 use super::{LANES, Simd};
 use crate::{
     activation::{Floats, GROUP},
+    memory::prefetch,
     tile::{FETCH_AHEAD, Line, ROWS},
 };
 
@@ -160,7 +161,7 @@ fn block<S: Simd, F: Float, const R: usize, const N: usize>(
     if fetch && N > 1 {
         for row in rows {
             for group in row {
-                S::prefetch(std::ptr::from_ref(group).wrapping_byte_add(2 * R * row_bytes));
+                prefetch(std::ptr::from_ref(group).wrapping_byte_add(2 * R * row_bytes));
             }
         }
     }
@@ -254,7 +255,7 @@ fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
     for (i, x) in x.iter().enumerate() {
         if N == 1 {
             for line in 0..(R * size_of::<F::Group>()).div_ceil(size_of::<Line>()) {
-                S::prefetch(
+                prefetch(
                     next.wrapping_byte_add(
                         i * R * size_of::<F::Group>() + line * size_of::<Line>(),
                     ),

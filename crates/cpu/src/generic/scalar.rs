@@ -38,9 +38,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn prefetch<T>(_: *const T) {}
-
-    #[inline(always)]
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }

@@ -11,7 +11,10 @@ use apr_tensor::{
 };
 
 use super::Simd;
-use crate::tile::{FETCH_AHEAD, Layout, Line};
+use crate::{
+    memory::prefetch,
+    tile::{FETCH_AHEAD, Layout, Line},
+};
 
 /// A block of each of the 16 rows of one half of a tile.
 #[derive(Clone, Copy)]
@@ -34,10 +37,10 @@ impl<'a> Block<'a> {
 
     /// Fetches share `i` of eight of what will be read some blocks later.
     #[inline(always)]
-    pub(crate) fn fetch_ahead<S: Simd>(&self, i: usize) {
+    pub(crate) fn fetch_ahead(&self, i: usize) {
         let len = self.layout.lines();
         for line in &self.lines[len * i / 8..len * (i + 1) / 8] {
-            S::prefetch(std::ptr::from_ref(line).wrapping_byte_add(FETCH_AHEAD));
+            prefetch(std::ptr::from_ref(line).wrapping_byte_add(FETCH_AHEAD));
         }
     }
 
@@ -71,8 +74,6 @@ pub(crate) trait Tiled {
     const BITS: u32;
     /// What a byte without a sign is for the weight 0.
     const ZERO: i32;
-    /// Whether unpacking takes so long that hardware reads memory too late on its own.
-    const IS_FETCHED: bool;
     /// Whether the second half of a block is the (scale of the) minimum.
     const MIN: bool;
 
@@ -189,30 +190,29 @@ fn less_32<S: Simd>(words: S::Words) -> S::Words {
 }
 
 macro_rules! tiled {
-    ($($type:ident: $bits:literal bits, zero $zero:expr, min $min:literal, fetched $fetched:literal;)*) => {$(
+    ($($type:ident: $bits:literal bits, zero $zero:expr, min $min:literal;)*) => {$(
         impl Tiled for $type {
             const LAYOUT: Layout = Layout::of(DType::$type).expect("a type of blocks");
             const BITS: u32 = $bits;
             const ZERO: i32 = $zero;
             const MIN: bool = $min;
-            const IS_FETCHED: bool = $fetched;
         }
     )*};
 }
 
 tiled! {
-    Q4_0: 4 bits, zero 8, min false, fetched false;
-    Q4_1: 4 bits, zero 0, min true, fetched false;
-    Q5_0: 5 bits, zero 16, min false, fetched true;
-    Q5_1: 5 bits, zero 0, min true, fetched true;
-    Q8_0: 8 bits, zero 128, min false, fetched false;
-    IQ4_NL: 8 bits, zero IQ4_ZERO, min false, fetched true;
-    Q2_K: 2 bits, zero 0, min true, fetched true;
-    Q3_K: 3 bits, zero 4, min false, fetched true;
-    Q4_K: 4 bits, zero 0, min true, fetched true;
-    Q5_K: 5 bits, zero 0, min true, fetched true;
-    Q6_K: 6 bits, zero 32, min false, fetched true;
-    IQ4_XS: 8 bits, zero IQ4_ZERO, min false, fetched true;
+    Q4_0: 4 bits, zero 8, min false;
+    Q4_1: 4 bits, zero 0, min true;
+    Q5_0: 5 bits, zero 16, min false;
+    Q5_1: 5 bits, zero 0, min true;
+    Q8_0: 8 bits, zero 128, min false;
+    IQ4_NL: 8 bits, zero IQ4_ZERO, min false;
+    Q2_K: 2 bits, zero 0, min true;
+    Q3_K: 3 bits, zero 4, min false;
+    Q4_K: 4 bits, zero 0, min true;
+    Q5_K: 5 bits, zero 0, min true;
+    Q6_K: 6 bits, zero 32, min false;
+    IQ4_XS: 8 bits, zero IQ4_ZERO, min false;
 }
 
 impl Tiled32 for Q4_0 {

@@ -58,8 +58,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     const SIGNED: bool = !VNNI;
 
-    const IS_FETCHED: bool = true;
-
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         // SAFETY: `Avx2`'s methods run only within kernels compiled for its features.
@@ -91,12 +89,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_storeu_ps(out[8..].as_mut_ptr(), high);
         }
         out
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(address: *const T) {
-        // SAFETY: as in `splat`; a prefetch of any address is allowed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]

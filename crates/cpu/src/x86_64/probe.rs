@@ -1,4 +1,4 @@
-//! What [`crate::probe`] needs of x86-64: chains of integer dot products that stay in registers, and a way to fetch memory ahead.
+//! What [`crate::probe`] needs of x86-64: chains of integer dot products that stay in registers.
 
 use std::{
     arch::{asm, x86_64::*},
@@ -13,13 +13,6 @@ const AVX2_CHAINS: usize = 8;
 pub(crate) const INT8_AVX512_OPS: u64 = 2 * 64 * AVX512_CHAINS as u64;
 /// 32 products and sums in each chain.
 pub(crate) const INT8_AVX2_OPS: u64 = 2 * 32 * AVX2_CHAINS as u64;
-
-/// Asks for a line of memory that is read soon.
-#[inline(always)]
-pub(crate) fn prefetch(line: &[u8; 64]) {
-    // SAFETY: SSE is part of x86-64, and a prefetch changes nothing that a program could see.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-}
 
 /// VNNI: four products of bytes enter each sum at once.
 #[target_feature(enable = "avx512f,avx512vnni")]
