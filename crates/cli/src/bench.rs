@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use apr_cpu::{Cpu, Isa};
+use apr_cpu::{Cpu, Isa, Reader};
 use apr_format::{Checkpoint, File};
 use apr_model::{Backend, Config, Costs, Model, read_config};
 use apr_report::bench::{BenchReport, Load, Memory, Peaks, PeaksLine, ResultLine};
@@ -24,7 +24,7 @@ use crate::{
 };
 use compare::LlamaBench;
 use machine::Moment;
-use measure::Runs;
+use measure::{Measured, Runs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -136,14 +136,15 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
             first_load = Some(opened.first_load(&model, weights_seconds)?);
         }
         let costs = Costs::of(&model, checkpoint)?;
-        measured.extend(measure::measure(&model, &costs, &runs, &progress)?);
+        let reader = (!args.lengths.no_probe).then(|| Reader::new(threads, model.weights()));
+        measured.extend(measure::measure(&model, &costs, &runs, reader.as_ref(), &progress)?);
         loaded = Some((model, costs));
     }
     progress.finish();
     let (model, costs) = loaded.context("no number of threads was given")?;
     let load = first_load.context("no number of threads was given")?;
     let memory = Memory {
-        // Before captures and the probe, which need memory of their own.
+        // Before captures, which need memory of their own.
         peak_resident_bytes: machine::peak_resident(),
         file_bytes: checkpoint.files().iter().map(File::size).sum(),
         tensor_bytes: checkpoint.tensors().map(|(_, stored)| stored.bytes().len() as u64).sum(),
@@ -161,7 +162,7 @@ pub(crate) fn run(args: Args) -> Result<Exit> {
 
     let peaks = match args.lengths.no_probe {
         true => None,
-        false => Some(peaks(&threads, isa)?),
+        false => Some(peaks(&threads, isa, &measured)?),
     };
     let results: Vec<ResultLine> = measured.iter().map(|m| m.line(peaks.as_ref())).collect();
     let report = BenchReport {
@@ -230,14 +231,14 @@ impl Opened {
 }
 
 /// The limits of this machine.
-fn peaks(threads: &[usize], isa: Isa) -> Result<Peaks> {
+fn peaks(threads: &[usize], isa: Isa, measured: &[Measured]) -> Result<Peaks> {
     let progress = Progress::new(threads.len() as u64, "probing the machine");
     let mut by_threads = Vec::new();
     for &threads in threads {
-        let apr_cpu::Peaks { threads, read, int8, f32, .. } = apr_cpu::probe(threads, isa)?;
+        let apr_cpu::Peaks { threads, int8, f32, .. } = apr_cpu::probe(threads, isa)?;
         by_threads.push(PeaksLine {
             threads,
-            read_bytes_per_second: read,
+            read_bytes_per_second: Measured::best_read(measured, threads),
             int8_ops_per_second: int8,
             f32_ops_per_second: f32,
         });

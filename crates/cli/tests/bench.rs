@@ -52,6 +52,7 @@ fn each_length_at_each_depth_on_each_number_of_threads_is_a_row() {
         assert!(number("min") <= number("median") && number("median") <= number("max"), "{row}");
         assert!(samples.contains(&number("median")) && number("min") > 0.0, "{row}");
         assert!(row["read_share"].is_null(), "there is no peak that it could be a share of");
+        assert!(row["read_peaks"].is_null(), "{row}");
     }
     assert_eq!(json["memory"]["cache_positions"], 14);
     assert_eq!((&json["schema"], &json["peaks"]), (&json!("apr-bench/1"), &Value::Null));
@@ -78,13 +79,25 @@ fn a_run_counts_what_all_its_steps_read() {
 #[test]
 fn the_probe_gives_shares_of_the_machines_own_peaks() {
     let model = fixture(MODEL);
-    let args = ["bench", &model, "-p", "8", "-n", "2", "-t", "1", "-r", "1"];
+    let args = ["bench", &model, "-p", "8", "-n", "2", "-t", "1", "-r", "3"];
     let json = apr(args.into_iter().chain(["--json"])).expect(0).json();
     let peaks = &json["peaks"]["by_threads"][0];
     for row in json["results"].as_array().unwrap() {
         let of = |value: &Value, key: &str| value[key].as_f64().unwrap();
-        let share = of(row, "read_bytes_per_second") / of(peaks, "read_bytes_per_second");
-        assert!((of(row, "read_share") / share - 1.0).abs() < 1e-9, "{row}");
+        let numbers = |key: &str| -> Vec<f64> {
+            row[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        // Each repetition against the mean of how fast the weights were read just before and just after it.
+        let bytes =
+            (of(&row["work"], "weight_bytes") + of(&row["work"], "kv_bytes")) / of(row, "tokens");
+        let reads = numbers("read_peaks");
+        assert_eq!(reads.len(), 4, "before the first repetition, and after each");
+        let share = |(rate, reads): (&f64, &[f64])| rate * bytes / (reads[0] + reads[1]) * 2.0;
+        let mut shares: Vec<f64> =
+            numbers("samples").iter().zip(reads.windows(2)).map(share).collect();
+        shares.sort_by(f64::total_cmp);
+        assert!((of(row, "read_share") / shares[1] - 1.0).abs() < 1e-9, "{row}");
+        assert!(reads.iter().all(|&read| read <= of(peaks, "read_bytes_per_second")), "{row}");
         let share = of(row, "int8_ops_per_second") / of(peaks, "int8_ops_per_second")
             + of(row, "float_ops_per_second") / of(peaks, "f32_ops_per_second");
         assert!((of(row, "compute_share") / share - 1.0).abs() < 1e-9, "{row}");

@@ -45,7 +45,7 @@ use apr_tensor::DType;
 pub use error::{Error, Result};
 pub use isa::{Isa, UnknownIsa};
 pub use kv::Kv;
-pub use probe::{Peaks, probe};
+pub use probe::{Peaks, Reader, probe};
 pub use tensor::Tensor;
 pub use weight::Weight;
 

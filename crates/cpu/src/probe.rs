@@ -1,31 +1,32 @@
 //! What this machine can do at most: the limits that a run is held against.
 //!
-//! Each limit is the best of a few short windows in which all threads do one thing and nothing else: read memory, or
-//! multiply and add what lies in registers. They are not what a data sheet says, but what this machine reaches now, in the instruction
-//! set asked for and beside whatever else it runs.
+//! Each limit is the best of a few short windows in which all threads do one thing and nothing else: multiply and add what lies in
+//! registers, or [read](Reader) the weights that a run has just read. They are not what a data sheet says, but what this machine reaches now,
+//! in the instruction set asked for and beside whatever else it runs.
 
 use std::{
     hint::black_box,
-    sync::{Barrier, mpsc},
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
-    Cpu, CpuOptions, Isa, Result,
+    Cpu, CpuOptions, Isa, Result, Weight,
     generic::{Simd, kernels, scalar::Scalar},
     memory::prefetch,
 };
 
-/// How long all threads work before the rate is taken. The best of [`WINDOWS`] counts.
+/// How long all threads work before the rate is taken.
 const WINDOW: Duration = Duration::from_millis(50);
+/// So many windows of operations, of which the best counts.
 const WINDOWS: usize = 6;
 
-/// Memory that is read, of all threads together and at least of each: more than caches hold.
-const READ_BYTES: usize = 512 << 20;
-const READ_BYTES_PER_THREAD: usize = 16 << 20;
-
-/// How much is read, or how often all chains are lengthened, between two looks at the clock.
+/// The most that is read, or how often all chains are lengthened, between two looks at the clock.
 const BLOCK: usize = 4 << 20;
 const ROUNDS: usize = 4096;
 
@@ -36,58 +37,76 @@ pub struct Peaks {
     pub threads: usize,
     /// The instruction set.
     pub isa: Isa,
-    /// Bytes per second read from memory.
-    pub read: f64,
     /// Operations per second on 8-bit integers; a product and the sum it enters are two.
     pub int8: f64,
     /// The same on 32-bit floats, fused.
     pub f32: f64,
 }
 
-/// Measures the limits of `threads` threads in `isa`. Takes a few seconds and half a gigabyte.
+/// Measures what `threads` threads can compute in `isa`. Takes a second.
 pub fn probe(threads: usize, isa: Isa) -> Result<Peaks> {
     // Refuses what no backend can be made of, so that no loop runs on a machine that lacks its instructions.
     Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() })?;
     let probes = Probes::of(isa);
-    let bytes = (READ_BYTES / threads).max(READ_BYTES_PER_THREAD);
-    let read = |read: ReadProbe| {
-        best_rate(threads, || {
-            let memory = vec![1u8; bytes];
-            let mut blocks = (0..bytes / BLOCK).cycle();
-            move || {
-                let start = blocks.next().unwrap_or(0) * BLOCK;
-                read(black_box(&memory[start..start + BLOCK]), black_box(&mut 0));
-                BLOCK as u64
-            }
-        })
-    };
     let chains = |probe: ChainProbe| {
-        best_rate(threads, || {
-            move || {
-                (probe.run)(black_box(ROUNDS), black_box(&mut 0.0));
-                ROUNDS as u64 * probe.ops_per_round
-            }
+        best_rate(threads, WINDOWS, || {
+            (probe.run)(black_box(ROUNDS), black_box(&mut 0.0));
+            ROUNDS as u64 * probe.ops_per_round
         })
     };
-    let reads = READS.iter().copied().map(read).collect::<Result<Vec<f64>>>()?;
-    Ok(Peaks {
-        threads,
-        isa,
-        read: reads.into_iter().fold(0.0, f64::max),
-        int8: chains(probes.int8)?,
-        f32: chains(probes.f32)?,
-    })
+    Ok(Peaks { threads, isa, int8: chains(probes.int8)?, f32: chains(probes.f32)? })
+}
+
+/// Reads memory as fast as a number of threads can.
+///
+/// How fast memory is may change within seconds on a machine that is shared, and may depend on which pages it is. So this reads the weights themselves,
+/// and whoever measures a run does so between its repetitions.
+#[derive(Debug)]
+pub struct Reader<'m> {
+    threads: usize,
+    blocks: Vec<&'m [u8]>,
+    /// The block that is read next.
+    next: AtomicUsize,
+}
+
+impl<'m> Reader<'m> {
+    /// Of the memory of `weights`.
+    pub fn new(threads: usize, weights: impl Iterator<Item = &'m Weight>) -> Self {
+        let memory: Vec<&[u8]> = weights.flat_map(Weight::memory).collect();
+        let share = memory.iter().map(|bytes| bytes.len()).sum::<usize>() / threads.max(1);
+        let block = share.clamp(LINE, BLOCK).next_multiple_of(LINE);
+        let blocks = memory.iter().flat_map(|bytes| bytes.chunks(block)).collect();
+        Self { threads, blocks, next: AtomicUsize::new(0) }
+    }
+
+    /// Bytes per second: the best of some ways to read, for 50 ms each. 0 if there are no weights.
+    pub fn rate(&self) -> Result<f64> {
+        let mut best: f64 = 0.0;
+        if self.blocks.is_empty() {
+            return Ok(best);
+        }
+        for read in READS {
+            let rate = best_rate(self.threads, 1, || {
+                let i = self.next.fetch_add(1, Relaxed) % self.blocks.len();
+                read(black_box(self.blocks[i]), black_box(&mut 0));
+                self.blocks[i].len() as u64
+            });
+            best = best.max(rate?);
+        }
+        Ok(best)
+    }
 }
 
 /// Sums up `bytes`.
-type ReadProbe = fn(bytes: &[u8], out: &mut u64);
+type Read = fn(bytes: &[u8], out: &mut u64);
 
 /// The ways to read of which the fastest counts: one stream of memory, several, and several fetched ahead. Memory is slower than any
 /// instruction set, so they are compiled once.
-const READS: &[ReadProbe] = &[read::<1, false>, read::<4, false>, read::<4, true>];
+const READS: &[Read] = &[read::<1, false>, read::<4, false>, read::<4, true>];
 
-/// Lines of 64 bytes that a stream is fetched ahead.
+/// Lines that a stream is fetched ahead.
 const AHEAD: usize = 16;
+const LINE: usize = 64;
 
 /// Lengthens independent chains of products and sums, and puts something that depends on all of them into `out`.
 #[derive(Clone, Copy, Debug)]
@@ -163,12 +182,11 @@ impl Probes {
     }
 }
 
-/// The best sum of all threads' rates in one window. `turn` makes what a thread does again and again: some work, whose
+/// The best sum of all threads' rates in one of `windows`. `turn` is what a thread does again and again: some work, whose
 /// amount it returns.
-fn best_rate<T: FnMut() -> u64>(threads: usize, turn: impl Fn() -> T + Sync) -> Result<f64> {
+fn best_rate(threads: usize, windows: usize, turn: impl Fn() -> u64 + Sync) -> Result<f64> {
     let together = Barrier::new(threads);
     let run = || {
-        let mut turn = turn();
         turn();
         let window = |_| {
             together.wait();
@@ -181,7 +199,7 @@ fn best_rate<T: FnMut() -> u64>(threads: usize, turn: impl Fn() -> T + Sync) -> 
                 }
             }
         };
-        (0..WINDOWS).map(window).collect::<Vec<f64>>()
+        (0..windows).map(window).collect::<Vec<f64>>()
     };
     let rates = thread::scope(|scope| -> Result<Vec<Vec<f64>>> {
         // Nobody waits at the barrier before everybody is there: of fewer threads none would get past it.
@@ -198,13 +216,13 @@ fn best_rate<T: FnMut() -> u64>(threads: usize, turn: impl Fn() -> T + Sync) -> 
         Ok(workers.into_iter().map(|worker| worker.join().expect("no loop panics")).collect())
     })?;
     let window = |i| rates.iter().map(|rates: &Vec<f64>| rates[i]).sum();
-    Ok((0..WINDOWS).map(window).fold(0.0, f64::max))
+    Ok((0..windows).map(window).fold(0.0, f64::max))
 }
 
 /// Sums up `bytes`, read in `STREAMS` streams at once, with `FETCH` of what comes [`AHEAD`] lines later.
 #[inline(always)]
 fn read<const STREAMS: usize, const FETCH: bool>(bytes: &[u8], out: &mut u64) {
-    let lines = bytes.as_chunks::<64>().0;
+    let (lines, rest) = bytes.as_chunks::<LINE>();
     let len = lines.len() / STREAMS;
     let mut sums = [[0u64; 8]; STREAMS];
     for i in 0..len {
@@ -219,7 +237,10 @@ fn read<const STREAMS: usize, const FETCH: bool>(bytes: &[u8], out: &mut u64) {
             }
         }
     }
-    *out = sums.as_flattened().iter().fold(0, |all, sum| all.wrapping_add(*sum));
+    // What is left is read too, so that all of it counts.
+    let rest = lines[STREAMS * len..].as_flattened().iter().chain(rest);
+    let sums = sums.as_flattened().iter().copied().chain(rest.map(|&byte| u64::from(byte)));
+    *out = sums.fold(0, u64::wrapping_add);
 }
 
 /// `CHAINS` chains of fused multiply-adds in each lane.
@@ -268,6 +289,8 @@ fn int8_plain(rounds: usize, out: &mut f32) {
 
 #[cfg(test)]
 mod tests {
+    use apr_tensor::{DType, Stored};
+
     use super::*;
     use crate::Error;
 
@@ -276,7 +299,7 @@ mod tests {
         for isa in Isa::available() {
             let peaks = probe(2, isa).unwrap();
             assert_eq!((peaks.threads, peaks.isa), (2, isa));
-            for peak in [peaks.read, peaks.int8, peaks.f32] {
+            for peak in [peaks.int8, peaks.f32] {
                 assert!(peak.is_finite() && peak > 0.0, "{peaks:?}");
             }
         }
@@ -286,12 +309,39 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_reads_all_weights_on_any_number_of_threads() {
+        let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let weight = |dtype: DType, rows: usize| {
+            let bytes = vec![0u8; rows * dtype.row_bytes(256).unwrap()];
+            let stored = Stored::new(dtype, [rows, 256].into(), bytes.into()).unwrap();
+            Weight::new(&[stored.clone(), stored], &cpu).unwrap()
+        };
+        let weights = [weight(DType::Q4_K, 33), weight(DType::F16, 3)];
+        // 33 rows take two tiles of 32.
+        let bytes = 2 * (2 * 32 * 144 + 3 * 512);
+        for threads in [1, 2, 5] {
+            let reader = Reader::new(threads, weights.iter());
+            assert_eq!(reader.blocks.iter().map(|block| block.len()).sum::<usize>(), bytes);
+            assert!(reader.blocks.len() >= threads, "each thread has something to read");
+            let rate = reader.rate().unwrap();
+            assert!(rate.is_finite() && rate > 0.0);
+            assert!(reader.next.load(Relaxed) > reader.blocks.len(), "all of it, again and again");
+        }
+    }
+
+    #[test]
     fn each_loop_does_the_work_that_it_is_counted_for() {
-        let bytes: Vec<u8> = (0..512u64).flat_map(u64::to_ne_bytes).collect();
+        let words: Vec<u8> = (0..512u64).flat_map(u64::to_ne_bytes).collect();
+        // Two lines that four streams leave, and less than a line.
+        let more: Vec<u8> = words.iter().copied().chain([1; 2 * LINE + 5]).collect();
         for read in READS {
-            let mut sum = 0;
-            read(&bytes, &mut sum);
+            let [mut sum, mut more_sum] = [0; 2];
+            read(&words, &mut sum);
             assert_eq!(sum, 511 * 512 / 2, "each word is read once");
+            read(&more, &mut more_sum);
+            // The lines as words, or as bytes if they are left.
+            let expected = [16 * 0x0101_0101_0101_0101 + 5, 2 * LINE as u64 + 5];
+            assert!(expected.contains(&(more_sum - sum)), "nothing is left out");
         }
         for isa in Isa::available() {
             let probes = Probes::of(isa);

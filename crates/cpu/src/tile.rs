@@ -157,10 +157,15 @@ impl Tiles {
         self.row_bytes / self.layout.bytes * self.layout.lines()
     }
 
+    /// All tiles.
+    pub(crate) fn lines(&self) -> &[Line] {
+        self.lines.lines()
+    }
+
     /// Tile number `index`.
     pub(crate) fn tile(&self, index: usize) -> &[Line] {
         let len = self.tile_len();
-        &self.lines.lines()[index * len..][..len]
+        &self.lines()[index * len..][..len]
     }
 
     /// Puts row `row`, as its file stores it, into `out`.

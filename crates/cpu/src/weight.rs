@@ -104,6 +104,14 @@ impl Weight {
         Ok(weight)
     }
 
+    /// The memory that its numbers lie in.
+    pub(crate) fn memory(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(|part| match &part.form {
+            Form::Tiles(tiles) => tiles.lines().as_bytes(),
+            Form::Stored(stored) => stored.bytes(),
+        })
+    }
+
     /// The part that holds row `row`.
     pub(crate) fn part_of(&self, row: usize) -> &Part {
         self.parts_of(row..row + 1).next().expect("a row of the matrix")

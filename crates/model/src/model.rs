@@ -1,6 +1,9 @@
 //! A bound model, its cache, and the step.
 
-use std::ops::{ControlFlow, Range};
+use std::{
+    iter,
+    ops::{ControlFlow, Range},
+};
 
 use apr_format::Checkpoint;
 
@@ -159,6 +162,19 @@ impl<B: Backend> Model<B> {
             },
             _ => None,
         }
+    }
+
+    /// All matrices, one that is used twice once.
+    pub fn weights(&self) -> impl Iterator<Item = &B::Weight> {
+        let Decoder { embed_tokens, layers, lm_head, .. } = &self.decoder;
+        let of_layers = layers.iter().flat_map(|layer| {
+            let ffn = match &layer.ffn {
+                Ffn::Dense { gate, up, down } => [None, Some(gate), Some(up), Some(down)],
+                Ffn::Moe { router, gate, up, down, .. } => [router, gate, up, down].map(Some),
+            };
+            [&layer.qkv, &layer.attn_output].into_iter().chain(ffn.into_iter().flatten())
+        });
+        iter::once(embed_tokens).chain(of_layers).chain(lm_head)
     }
 
     /// The norm weight or bias that `site`'s op reads, if it reads one and the model has the site.

@@ -111,7 +111,7 @@ pub struct Peaks {
 pub struct PeaksLine {
     /// Threads that worked at once.
     pub threads: usize,
-    /// Read from memory.
+    /// The fastest that the weights were read between repetitions.
     pub read_bytes_per_second: f64,
     /// Products and sums of 8-bit integers, each counted.
     pub int8_ops_per_second: f64,
@@ -146,7 +146,10 @@ pub struct ResultLine {
     pub int8_ops_per_second: f64,
     /// Operations on floats.
     pub float_ops_per_second: f64,
-    /// The time that reading takes at the peak, as a share of the time that it took; `None` if the machine was not probed.
+    /// Bytes per second that the same weights could be read at before the first repetition and after each; `None` if the machine was not probed.
+    pub read_peaks: Option<Vec<f64>>,
+    /// The time that reading takes at the mean of the two around a repetition, as a share of the time that it took: the median; `None` if the machine
+    /// was not probed.
     pub read_share: Option<f64>,
     /// The same of operations, those on integers and floats one after the other.
     pub compute_share: Option<f64>,

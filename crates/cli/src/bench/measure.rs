@@ -4,6 +4,7 @@ use std::{ops::ControlFlow, time::Instant};
 
 use anyhow::{Result, ensure};
 use apr_capture::StepSize;
+use apr_cpu::{Cpu, Reader};
 use apr_model::{
     Backend, Cache, Config, Cost, Costs, GenerateOptions, LogitRows, Model, NewToken, Observer,
     Phase, Sampler, SamplerOptions, StepInput, Unobserved, generate,
@@ -99,15 +100,19 @@ pub(super) struct Measured {
     depth: usize,
     threads: usize,
     seconds: Vec<f64>,
+    /// Bytes per second that the weights could be read at before the first repetition and after each.
+    read_peaks: Vec<f64>,
     steps: usize,
     cost: Cost,
 }
 
-/// Times all `runs` on `model`. The cache is filled once, and shortened again after each run.
-pub(super) fn measure<B: Backend>(
-    model: &Model<B>,
+/// Times all `runs` on `model`, and between them how fast its weights can be read if there is a `reader`. The cache is filled once, and shortened
+/// again after each run.
+pub(super) fn measure(
+    model: &Model<Cpu>,
     costs: &Costs,
     runs: &Runs,
+    reader: Option<&Reader<'_>>,
     progress: &Progress,
 ) -> Result<Vec<Measured>> {
     let mut cache = model.cache(runs.positions())?;
@@ -121,7 +126,7 @@ pub(super) fn measure<B: Backend>(
         }
         for (kind, tokens) in runs.each() {
             let steps = runs.steps(kind, tokens, depth);
-            let mut seconds = Vec::with_capacity(runs.repetitions);
+            let (mut seconds, mut read_peaks) = (Vec::with_capacity(runs.repetitions), Vec::new());
             for repetition in 0..=runs.repetitions {
                 cache.truncate(depth);
                 let start = Instant::now();
@@ -129,6 +134,9 @@ pub(super) fn measure<B: Backend>(
                 // The first brings the weights into memory, and is not counted.
                 if repetition > 0 {
                     seconds.push(start.elapsed().as_secs_f64());
+                }
+                if let Some(reader) = reader {
+                    read_peaks.push(reader.rate()?);
                 }
                 progress.advance_by(tokens as u64);
             }
@@ -141,6 +149,7 @@ pub(super) fn measure<B: Backend>(
                 depth,
                 threads: model.backend().info().threads,
                 seconds,
+                read_peaks,
                 steps: steps.len(),
                 cost: steps.iter().map(cost).sum(),
             });
@@ -200,6 +209,22 @@ fn token<B: Backend>(i: usize, model: &Model<B>) -> u32 {
 }
 
 impl Measured {
+    /// The fastest that the weights could be read on so many threads, beside any of these runs.
+    pub(super) fn best_read(all: &[Self], threads: usize) -> f64 {
+        let of_threads = all.iter().filter(|measured| measured.threads == threads);
+        of_threads.flat_map(|measured| &measured.read_peaks).copied().fold(0.0, f64::max)
+    }
+
+    /// The time that reading `bytes` takes as fast as it can, as a share of the time that a repetition took: of each at the speed just before and
+    /// after it, of these the median.
+    fn read_share(&self, bytes: f64) -> Option<f64> {
+        let share =
+            |(seconds, peaks): (&f64, &[f64])| bytes / f64::midpoint(peaks[0], peaks[1]) / seconds;
+        let shares: Vec<f64> =
+            self.seconds.iter().zip(self.read_peaks.windows(2)).map(share).collect();
+        (!shares.is_empty()).then(|| median(&shares))
+    }
+
     /// As the report has it, with shares of `peaks`.
     pub(super) fn line(&self, peaks: Option<&Peaks>) -> ResultLine {
         let samples: Vec<f64> = self.seconds.iter().map(|&s| self.tokens as f64 / s).collect();
@@ -230,7 +255,8 @@ impl Measured {
             read_bytes_per_second: bytes / seconds,
             int8_ops_per_second: int8_ops / seconds,
             float_ops_per_second: float_ops / seconds,
-            read_share: peaks.map(|peak| share(bytes / peak.read_bytes_per_second)),
+            read_share: self.read_share(bytes),
+            read_peaks: (!self.read_peaks.is_empty()).then(|| self.read_peaks.clone()),
             compute_share: peaks.map(|peak| {
                 share(int8_ops / peak.int8_ops_per_second + float_ops / peak.f32_ops_per_second)
             }),

@@ -20,6 +20,7 @@ fn result() -> ResultLine {
         read_bytes_per_second: 15e9,
         int8_ops_per_second: 80e9,
         float_ops_per_second: 20e9,
+        read_peaks: Some(vec![30e9; 4]),
         read_share: Some(0.5),
         compute_share: Some(0.5),
     }
