@@ -368,11 +368,11 @@ impl Backend for Twin {
         })
     }
 
-    fn swiglu(&self, gate: &Triple, up: &Triple, inner: Inner<Triple>) -> Result<Gated<Triple>> {
+    fn swiglu(&self, gate: Triple, up: &Triple, inner: Inner<Triple>) -> Result<Gated<Triple>> {
         let replace = inner.replace;
         let run = |gate: &Values, up: &Values, replace: Option<&Values>| {
             let inner = Inner { spill: true, replace: replace.map(|value| Plain::clone(value)) };
-            let gated = self.exact.swiglu(gate, up, inner)?;
+            let gated = self.exact.swiglu(Plain::clone(gate), up, inner)?;
             Ok::<_, Error>((Arc::new(gated.silu.expect("asked for")), Arc::new(gated.out)))
         };
         let exact = run(&gate.exact, &up.exact, replace.as_ref().map(|value| &value.exact))?;

@@ -119,11 +119,14 @@ impl Backend for Cpu {
         Ok(self.attend(q, kv, scale, inner))
     }
 
-    fn swiglu(&self, gate: &Tensor, up: &Tensor, silu: Inner<Tensor>) -> Result<Gated<Tensor>> {
+    fn swiglu(&self, mut gate: Tensor, up: &Tensor, silu: Inner<Tensor>) -> Result<Gated<Tensor>> {
+        assert_eq!(gate.shape(), up.shape(), "a gate is as wide as what it gates");
         let Inner { spill, replace } = silu;
         if !spill && replace.is_none() {
-            let out = self.zip(gate, up, COSTLY, self.kernels.swiglu);
-            return Ok(Gated { silu: None, out });
+            self.runs_of(&mut gate, 1, COSTLY, |elements, gate| {
+                (self.kernels.swiglu)(&up.values()[elements], gate);
+            });
+            return Ok(Gated { silu: None, out: gate });
         }
         let computed = self.runs(gate.shape(), 1, COSTLY, |elements, out| {
             (self.kernels.silu)(&gate.values()[elements], out);
@@ -263,9 +266,20 @@ impl Cpu {
         f: impl Fn(Range<usize>, &mut [f32]) + Sync,
     ) -> Tensor {
         let mut out = self.tensor(shape);
+        self.runs_of(&mut out, granule, cost, f);
+        out
+    }
+
+    /// The same of a tensor that is there.
+    fn runs_of(
+        &self,
+        out: &mut Tensor,
+        granule: usize,
+        cost: usize,
+        f: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    ) {
         let columns = Columns { count: out.values().len(), granule, cost };
         self.pool.fill(out.values_mut(), columns, |mut strip| f(strip.columns(), strip.row(0)));
-        out
     }
 
     /// A tensor made on all threads, `granule` elements at a time: `f(number, out)`.

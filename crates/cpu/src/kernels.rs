@@ -75,7 +75,7 @@ pub(crate) struct Kernels {
     pub(crate) quantize_q8_k: fn(x: &[f32], out: &mut [Q8K]),
     pub(crate) rms_norm: fn(x: &[f32], w: &[f32], eps: f64, out: &mut [f32]),
     pub(crate) silu: fn(x: &[f32], out: &mut [f32]),
-    pub(crate) swiglu: BinaryKernel,
+    pub(crate) swiglu: fn(up: &[f32], gate: &mut [f32]),
     pub(crate) add: BinaryKernel,
     pub(crate) multiply: BinaryKernel,
     pub(crate) add_weighted: fn(x: &[f32], weight: f32, sum: &mut [f32]),

@@ -45,8 +45,9 @@ impl Tensor {
         &self.values[index * len..][..len]
     }
 
-    /// The values of a tensor that is being made.
+    /// The values, to be written. They have no 8-bit forms any more.
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        self.rounded = Rounded::default();
         &mut self.values
     }
 

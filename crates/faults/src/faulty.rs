@@ -201,7 +201,7 @@ impl<B: Backend> Kernels for Faulty<B> {
     ) -> Result<op::Gated> {
         let upload = |x: &HostTensor| self.inner.upload(x.clone());
         let inner = Inner { spill: true, replace: silu.as_ref().map(upload).transpose()? };
-        let gated = self.inner.swiglu(&upload(gate)?, &upload(up)?, inner)?;
+        let gated = self.inner.swiglu(upload(gate)?, &upload(up)?, inner)?;
         Ok(op::Gated {
             silu: self.host(&gated.silu.expect("asked for"))?,
             out: self.host(&gated.out)?,
@@ -428,7 +428,7 @@ impl<B: Backend> Backend for Faulty<B> {
 
     fn swiglu(
         &self,
-        gate: &B::Tensor,
+        gate: B::Tensor,
         up: &B::Tensor,
         silu: Inner<B::Tensor>,
     ) -> Result<Gated<B::Tensor>> {
@@ -436,7 +436,7 @@ impl<B: Backend> Backend for Faulty<B> {
             Some((fault @ (OpFault::Swiglu(_) | OpFault::Value(_)), place, _)) => (fault, place),
             _ => return self.inner.swiglu(gate, up, silu),
         };
-        let swiglu = op::Swiglu { kernels: self, gate: self.host(gate)?, up: self.host(up)? };
+        let swiglu = op::Swiglu { kernels: self, gate: self.host(&gate)?, up: self.host(up)? };
         let wrong = match fault {
             OpFault::Swiglu(damage) => damage(&swiglu)?,
             OpFault::Value(damage) => {

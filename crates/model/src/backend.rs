@@ -77,10 +77,10 @@ pub trait Backend: Sized {
         inner: AttentionInner<Self::Tensor>,
     ) -> Result<Attended<Self::Tensor>>;
 
-    /// `silu(gate) * up`, elementwise.
+    /// `silu(gate) * up`, elementwise. Of a long prompt these are the largest tensors that there are, so the result may take the place of `gate`.
     fn swiglu(
         &self,
-        gate: &Self::Tensor,
+        gate: Self::Tensor,
         up: &Self::Tensor,
         silu: Inner<Self::Tensor>,
     ) -> Result<Gated<Self::Tensor>>;

@@ -116,11 +116,11 @@ impl<'a, B: Backend> Cx<'a, B> {
         &mut self,
         silu: Site,
         swigl: Site,
-        gate: &B::Tensor,
+        gate: B::Tensor,
         up: &B::Tensor,
     ) -> Result<B::Tensor> {
         let backend = self.backend;
-        let inner = self.inner(silu, || backend.shape(gate))?;
+        let inner = self.inner(silu, || backend.shape(&gate))?;
         let gated = self.backend.swiglu(gate, up, inner)?;
         self.spilled(silu, gated.silu)?;
         self.emit(swigl, gated.out)

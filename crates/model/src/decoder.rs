@@ -114,7 +114,7 @@ fn decoder_layer<B: Backend>(
         Ffn::Dense { gate, up, down } => {
             let gate = cx.linear(at(FfnGate), &h, gate)?; // [n, ffn]
             let up = cx.linear(at(FfnUp), &h, up)?;
-            let f = cx.swiglu(at(FfnSilu), at(FfnSwigl), &gate, &up)?;
+            let f = cx.swiglu(at(FfnSilu), at(FfnSwigl), gate, &up)?;
             cx.linear(at(FfnOut), &f, down)?
         }
         // The same by each of the k experts that the router gives the largest probabilities, and the sum by these
@@ -126,7 +126,7 @@ fn decoder_layer<B: Backend>(
                 cx.route_weights(at(MoeRouterWeights), &logits, &ids, config.norm_topk_prob)?;
             let gate = cx.expert_linear(at(MoeExpertGate), &h, gate, experts, &ids)?; // [n, k, moe_ffn]
             let up = cx.expert_linear(at(MoeExpertUp), &h, up, experts, &ids)?;
-            let f = cx.swiglu(at(MoeExpertSilu), at(MoeExpertSwigl), &gate, &up)?;
+            let f = cx.swiglu(at(MoeExpertSilu), at(MoeExpertSwigl), gate, &up)?;
             let f = cx.expert_linear(at(MoeExpertOut), &f, down, experts, &ids)?; // [n, k, hidden]
             cx.weighted_sum(at(FfnOut), &f, &weights)?
         }

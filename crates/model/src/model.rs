@@ -36,6 +36,8 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self> {
         let decoder = bind(&Loader::new(&backend, checkpoint, watch), checkpoint)?;
         let plan = Plan::of(&backend, &decoder)?;
+        // What was copied is not read again, and what was not comes back when it is read first.
+        checkpoint.files().iter().for_each(|file| file.bytes().release());
         Ok(Self { backend, decoder, plan })
     }
 

@@ -197,7 +197,7 @@ impl<B: Backend> Backend for Planner<'_, B> {
         Ok(Attended { scores: Some(()), softmax: Some(()), out: () })
     }
 
-    fn swiglu(&self, _: &(), _: &(), _: Inner<()>) -> Result<Gated<()>> {
+    fn swiglu(&self, (): (), _: &(), _: Inner<()>) -> Result<Gated<()>> {
         self.note(Op::Swiglu);
         Ok(Gated { silu: Some(()), out: () })
     }

@@ -219,7 +219,7 @@ impl<F: Real> Backend for Reference<F> {
 
     fn swiglu(
         &self,
-        gate: &Tensor<F>,
+        gate: Tensor<F>,
         up: &Tensor<F>,
         inner: Inner<Tensor<F>>,
     ) -> Result<Gated<Tensor<F>>> {

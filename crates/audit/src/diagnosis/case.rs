@@ -474,13 +474,14 @@ impl<'a> Case<'a> {
             PostAttnResidual | PostFfnResidual => twin.add(&input(from[0])?, &input(from[1])?)?,
             FfnSilu | MoeExpertSilu => {
                 let gate = input(from[0])?;
-                let gated = twin.swiglu(&gate, &gate, Inner::default())?;
+                let gated = twin.swiglu(gate.clone(), &gate, Inner::default())?;
                 gated.silu.expect("the twin spills")
             }
             FfnSwigl | MoeExpertSwigl => {
                 let (silu, up) = (input(from[0])?, input(from[1])?);
                 // What the gate is does not matter once its SiLU is given.
-                twin.swiglu(&silu, &up, Inner { spill: false, replace: Some(silu.clone()) })?.out
+                let inner = Inner { spill: false, replace: Some(silu.clone()) };
+                twin.swiglu(silu, &up, inner)?.out
             }
         })
     }

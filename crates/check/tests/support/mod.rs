@@ -250,7 +250,7 @@ impl Backend for Spoilt {
 
     fn swiglu(
         &self,
-        gate: &Self::Tensor,
+        gate: Self::Tensor,
         up: &Self::Tensor,
         silu: Inner<Self::Tensor>,
     ) -> Result<Gated<Self::Tensor>> {

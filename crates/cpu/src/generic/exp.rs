@@ -53,11 +53,11 @@ pub(crate) fn silu(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// [`silu`] of `gate`, then its product with `up`: what the two would give one after the other.
+/// [`silu`] of `x`, then its product with `up`, in place: what the two would give one after the other.
 #[inline(always)]
-pub(crate) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-        *out = sigmoid_weighted(gate) * up;
+pub(crate) fn swiglu(up: &[f32], x: &mut [f32]) {
+    for (x, &up) in x.iter_mut().zip(up) {
+        *x = sigmoid_weighted(*x) * up;
     }
 }
 

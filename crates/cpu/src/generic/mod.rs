@@ -185,7 +185,7 @@ macro_rules! kernels {
                 },
                 silu: kernels! { @fn $f exp::silu, (x: &[f32], out: &mut [f32]) },
                 swiglu: kernels! {
-                    @fn $f exp::swiglu, (gate: &[f32], up: &[f32], out: &mut [f32])
+                    @fn $f exp::swiglu, (up: &[f32], gate: &mut [f32])
                 },
                 add: kernels! { @fn $f elementwise::add, (x: &[f32], y: &[f32], out: &mut [f32]) },
                 multiply: kernels! {
