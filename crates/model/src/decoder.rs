@@ -80,18 +80,49 @@ fn decoder_layer<B: Backend>(
     kv: &mut B::Kv,
     rotation: &RopeTable,
 ) -> Result<B::Tensor> {
+    let x = plus_attention(cx, config, index, layer, x, kv, rotation)?;
+    plus_feed_forward(cx, config.rms_norm_eps, index, layer, x)
+}
+
+// Each part of a layer is a function of its own, so that its tensors are gone when the next one begins: those of a long prompt are large.
+
+/// `x + attention(norm(x))`
+fn plus_attention<B: Backend>(
+    cx: &mut Cx<'_, B>,
+    config: &Config,
+    index: usize,
+    layer: &Layer<B::Weight, B::Vector>,
+    x: B::Tensor, // [n, hidden]
+    kv: &mut B::Kv,
+    rotation: &RopeTable,
+) -> Result<B::Tensor> {
+    let [q, k, v] = queries_keys_values(cx, config, index, layer, &x, rotation)?;
+    cx.kv_append(kv, &k, &v)?;
+    let a = cx.attention(index, &q, kv, 1.0 / (config.head_dim as f64).sqrt())?; // [n, q_dim]
+    let a = cx.linear(Site::layer(index, AttnOut), &a, &layer.attn_output)?;
+    cx.add(Site::layer(index, PostAttnResidual), &x, &a)
+}
+
+/// Of `norm(x)`, with their positions: `[n, heads, head_dim]` each, of which keys and values have `kv_heads`.
+fn queries_keys_values<B: Backend>(
+    cx: &mut Cx<'_, B>,
+    config: &Config,
+    index: usize,
+    layer: &Layer<B::Weight, B::Vector>,
+    x: &B::Tensor, // [n, hidden]
+    rotation: &RopeTable,
+) -> Result<[B::Tensor; 3]> {
     let at = |stage| Site::layer(index, stage);
     let eps = config.rms_norm_eps;
     let (heads, kv_heads, head_dim) =
         (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
 
-    // x + attention(norm(x))
-    let h = cx.rms_norm(at(AttnNorm), &x, &layer.attn_norm, eps)?;
+    let h = cx.rms_norm(at(AttnNorm), x, &layer.attn_norm, eps)?;
     let mut qkv = cx.linear(at(QkvMatmul), &h, &layer.qkv)?;
     if let Some(bias) = &layer.qkv_bias {
         qkv = cx.add_bias(at(QkvBias), &qkv, bias)?;
     }
-    let mut q = cx.heads(&qkv, 0, heads, head_dim)?; // [n, heads, head_dim]
+    let mut q = cx.heads(&qkv, 0, heads, head_dim)?;
     let mut k = cx.heads(&qkv, heads * head_dim, kv_heads, head_dim)?;
     let v = cx.heads(&qkv, (heads + kv_heads) * head_dim, kv_heads, head_dim)?;
     if let Some(norm) = &layer.q_norm {
@@ -100,14 +131,20 @@ fn decoder_layer<B: Backend>(
     if let Some(norm) = &layer.k_norm {
         k = cx.rms_norm(at(KNorm), &k, norm, eps)?;
     }
-    let q = cx.rope(at(QPostRope), &q, rotation)?;
-    let k = cx.rope(at(KPostRope), &k, rotation)?;
-    cx.kv_append(kv, &k, &v)?;
-    let a = cx.attention(index, &q, kv, 1.0 / (head_dim as f64).sqrt())?; // [n, q_dim]
-    let a = cx.linear(at(AttnOut), &a, &layer.attn_output)?;
-    let x = cx.add(at(PostAttnResidual), &x, &a)?;
+    q = cx.rope(at(QPostRope), &q, rotation)?;
+    k = cx.rope(at(KPostRope), &k, rotation)?;
+    Ok([q, k, v])
+}
 
-    // x + ffn(norm(x))
+/// `x + ffn(norm(x))`
+fn plus_feed_forward<B: Backend>(
+    cx: &mut Cx<'_, B>,
+    eps: f64,
+    index: usize,
+    layer: &Layer<B::Weight, B::Vector>,
+    x: B::Tensor, // [n, hidden]
+) -> Result<B::Tensor> {
+    let at = |stage| Site::layer(index, stage);
     let h = cx.rms_norm(at(FfnNorm), &x, &layer.ffn_norm, eps)?;
     let f = match &layer.ffn {
         // down(silu(gate(h)) * up(h))
