@@ -1,8 +1,8 @@
 //! What loading says while it goes on, and what a cache takes.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeSet, ops::ControlFlow, ptr};
 
-use apr_cpu::{Cpu, CpuOptions, KvType};
+use apr_cpu::{Cpu, CpuOptions, KvType, Weight};
 use apr_format::Checkpoint;
 use apr_model::{Backend, Error, KvShape, LayerKv, Loaded, Model};
 use apr_testkit::{fixture, invariants::tiny_files};
@@ -75,4 +75,16 @@ fn positions_that_nobody_has_seen_take_no_memory() {
     let cache = cpu().kv(KvShape { heads: 8, head_dim: 128 }, 1 << 18).unwrap();
     let grown = resident().saturating_sub(before) * 4096;
     assert!(cache.bytes() == 1 << 30 && grown < 1 << 28, "{grown} of {}", cache.bytes());
+}
+
+#[test]
+fn a_models_matrices_are_those_that_its_sites_read() {
+    for file in tiny_files() {
+        let model = Model::load(cpu(), &Checkpoint::open(fixture(&file)).unwrap()).unwrap();
+        let all: Vec<*const Weight> = model.weights().map(ptr::from_ref).collect();
+        let of_sites = model.plan().sites().iter().filter_map(|&site| model.weight(site));
+        let read: BTreeSet<*const Weight> = of_sites.map(ptr::from_ref).collect();
+        assert_eq!(all.iter().copied().collect::<BTreeSet<_>>(), read, "{file}");
+        assert_eq!(all.len(), read.len(), "{file}: each once");
+    }
 }
