@@ -43,6 +43,9 @@ pub(crate) trait Simd {
     /// Whether bytes of 8 bits are multiplied with their sign, and not with 128 added to them.
     const SIGNED: bool = false;
 
+    /// Whether even types that need next to no unpacking are read faster from memory that was asked for early.
+    const IS_FETCHED: bool = false;
+
     fn splat(x: f32) -> Self::Lanes;
     fn load(x: &[f32; LANES]) -> Self::Lanes;
     fn load_f16(x: &[f16; LANES]) -> Self::Lanes;

@@ -80,7 +80,7 @@ impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
     ) -> [[f32; ROWS]; N] {
         let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
-            if fetch {
+            if fetch && (N > 1 || T::IS_FETCHED || S::IS_FETCHED) {
                 (0..8).for_each(|i| block[0].fetch_ahead(i));
             }
             let q = [T::quants::<S>(block[0]), T::quants::<S>(block[1])];
@@ -129,7 +129,7 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                 }
             }
             for j in 0..8 {
-                if fetch {
+                if fetch && (N > 1 || T::IS_FETCHED || S::IS_FETCHED) {
                     block[0].fetch_ahead(j);
                 }
                 let q = [T::quants::<S>(block[0], j), T::quants::<S>(block[1], j)];

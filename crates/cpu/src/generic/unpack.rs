@@ -74,6 +74,8 @@ pub(crate) trait Tiled {
     const BITS: u32;
     /// What a byte without a sign is for the weight 0.
     const ZERO: i32;
+    /// Whether unpacking takes so long that hardware reads memory too late on its own.
+    const IS_FETCHED: bool;
     /// Whether the second half of a block is the (scale of the) minimum.
     const MIN: bool;
 
@@ -190,29 +192,30 @@ fn less_32<S: Simd>(words: S::Words) -> S::Words {
 }
 
 macro_rules! tiled {
-    ($($type:ident: $bits:literal bits, zero $zero:expr, min $min:literal;)*) => {$(
+    ($($type:ident: $bits:literal bits, zero $zero:expr, min $min:literal, fetched $fetched:literal;)*) => {$(
         impl Tiled for $type {
             const LAYOUT: Layout = Layout::of(DType::$type).expect("a type of blocks");
             const BITS: u32 = $bits;
             const ZERO: i32 = $zero;
             const MIN: bool = $min;
+            const IS_FETCHED: bool = $fetched;
         }
     )*};
 }
 
 tiled! {
-    Q4_0: 4 bits, zero 8, min false;
-    Q4_1: 4 bits, zero 0, min true;
-    Q5_0: 5 bits, zero 16, min false;
-    Q5_1: 5 bits, zero 0, min true;
-    Q8_0: 8 bits, zero 128, min false;
-    IQ4_NL: 8 bits, zero IQ4_ZERO, min false;
-    Q2_K: 2 bits, zero 0, min true;
-    Q3_K: 3 bits, zero 4, min false;
-    Q4_K: 4 bits, zero 0, min true;
-    Q5_K: 5 bits, zero 0, min true;
-    Q6_K: 6 bits, zero 32, min false;
-    IQ4_XS: 8 bits, zero IQ4_ZERO, min false;
+    Q4_0: 4 bits, zero 8, min false, fetched false;
+    Q4_1: 4 bits, zero 0, min true, fetched false;
+    Q5_0: 5 bits, zero 16, min false, fetched true;
+    Q5_1: 5 bits, zero 0, min true, fetched true;
+    Q8_0: 8 bits, zero 128, min false, fetched false;
+    IQ4_NL: 8 bits, zero IQ4_ZERO, min false, fetched true;
+    Q2_K: 2 bits, zero 0, min true, fetched true;
+    Q3_K: 3 bits, zero 4, min false, fetched true;
+    Q4_K: 4 bits, zero 0, min true, fetched true;
+    Q5_K: 5 bits, zero 0, min true, fetched true;
+    Q6_K: 6 bits, zero 32, min false, fetched true;
+    IQ4_XS: 8 bits, zero IQ4_ZERO, min false, fetched true;
 }
 
 impl Tiled32 for Q4_0 {
