@@ -271,8 +271,8 @@ impl Backend for Twin {
         Ok(Triple::with_slack((exact, emulated), slack))
     }
 
-    fn add_bias(&self, x: &Triple, bias: &Vec<f64>) -> Result<Triple> {
-        let y = x.map(|x| self.exact.add_bias(x, bias))?;
+    fn add_bias(&self, x: Triple, bias: &Vec<f64>) -> Result<Triple> {
+        let y = x.map(|x| self.exact.add_bias(x.clone(), bias))?;
         let product = self.product.borrow();
         let slack = slack::sum(&self.units, &y.1, [x.slack.as_deref(), product.as_deref()]);
         Ok(Triple::with_slack(y, slack))
@@ -461,8 +461,8 @@ impl Backend for Twin {
         Ok(Triple::with_slack(y, slack))
     }
 
-    fn add(&self, x: &Triple, y: &Triple) -> Result<Triple> {
-        let z = x.zip(y, |x, y| self.exact.add(x, y))?;
+    fn add(&self, x: Triple, y: &Triple) -> Result<Triple> {
+        let z = x.zip(y, |x, y| self.exact.add(x.clone(), y))?;
         let slack = slack::sum(&self.units, &z.1, [x.slack.as_deref(), y.slack.as_deref()]);
         Ok(Triple::with_slack(z, slack))
     }

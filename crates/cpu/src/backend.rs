@@ -12,7 +12,7 @@ use apr_tensor::{DType, Stored};
 
 use crate::{
     Cpu, Kv, Tensor, Weight,
-    kernels::{BinaryKernel, IntegerKernel},
+    kernels::IntegerKernel,
     pool::Columns,
     routing,
     tensor::Shape,
@@ -73,11 +73,12 @@ impl Backend for Cpu {
         Ok(self.multiply(x, w))
     }
 
-    fn add_bias(&self, x: &Tensor, bias: &Vec<f32>) -> Result<Tensor> {
+    fn add_bias(&self, mut x: Tensor, bias: &Vec<f32>) -> Result<Tensor> {
         assert_eq!(x.width(), bias.len(), "a bias is as wide as the activations");
-        Ok(self.each(x.shape(), bias.len(), CHEAP, |row, out| {
-            (self.kernels.add)(x.part(row, bias.len()), bias, out);
-        }))
+        self.runs_of(&mut x, bias.len(), CHEAP * bias.len(), |_, rows| {
+            rows.chunks_exact_mut(bias.len()).for_each(|row| (self.kernels.add)(bias, row));
+        });
+        Ok(x)
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Vec<f32>, eps: f64) -> Result<Tensor> {
@@ -131,7 +132,11 @@ impl Backend for Cpu {
         let computed = self.runs(gate.shape(), 1, COSTLY, |elements, out| {
             (self.kernels.silu)(&gate.values()[elements], out);
         });
-        let out = self.zip(replace.as_ref().unwrap_or(&computed), up, CHEAP, self.kernels.multiply);
+        let gate = replace.as_ref().unwrap_or(&computed);
+        let out = self.runs(up.shape(), 1, CHEAP, |elements, out| {
+            let (gate, up) = (&gate.values()[elements.clone()], &up.values()[elements]);
+            (self.kernels.multiply)(gate, up, out);
+        });
         Ok(Gated { silu: spill.then_some(computed), out })
     }
 
@@ -180,8 +185,10 @@ impl Backend for Cpu {
         Ok(out)
     }
 
-    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        Ok(self.zip(x, y, CHEAP, self.kernels.add))
+    fn add(&self, mut x: Tensor, y: &Tensor) -> Result<Tensor> {
+        assert_eq!(x.shape(), y.shape(), "summands have one shape");
+        self.runs_of(&mut x, 1, CHEAP, |elements, x| (self.kernels.add)(&y.values()[elements], x));
+        Ok(x)
     }
 
     fn rows(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
@@ -295,14 +302,6 @@ impl Cpu {
             for (i, out) in out.chunks_exact_mut(granule).enumerate() {
                 f(first + i, out);
             }
-        })
-    }
-
-    /// `kernel` of `x` and `y`, element by element.
-    fn zip(&self, x: &Tensor, y: &Tensor, cost: usize, kernel: BinaryKernel) -> Tensor {
-        assert_eq!(x.shape(), y.shape(), "operands have one shape");
-        self.runs(x.shape(), 1, cost, |elements, out| {
-            kernel(&x.values()[elements.clone()], &y.values()[elements], out);
         })
     }
 }

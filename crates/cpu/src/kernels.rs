@@ -18,9 +18,6 @@ pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[&[A]], out: &mu
 pub(crate) type FloatKernel =
     fn(weights: &[u8], cols: usize, activations: &[Floats], out: &mut [[f32; ROWS]]);
 
-/// Two rows of numbers, element by element.
-pub(crate) type BinaryKernel = fn(x: &[f32], y: &[f32], out: &mut [f32]);
-
 /// See [`generic::elementwise::rotate`](crate::generic::elementwise::rotate).
 pub(crate) type RotateKernel =
     fn(x: &[f32], head_dim: usize, cos: &[f64], sin: &[f64], out: &mut [f32]);
@@ -76,8 +73,8 @@ pub(crate) struct Kernels {
     pub(crate) rms_norm: fn(x: &[f32], w: &[f32], eps: f64, out: &mut [f32]),
     pub(crate) silu: fn(x: &[f32], out: &mut [f32]),
     pub(crate) swiglu: fn(up: &[f32], gate: &mut [f32]),
-    pub(crate) add: BinaryKernel,
-    pub(crate) multiply: BinaryKernel,
+    pub(crate) add: fn(x: &[f32], sum: &mut [f32]),
+    pub(crate) multiply: fn(x: &[f32], y: &[f32], out: &mut [f32]),
     pub(crate) add_weighted: fn(x: &[f32], weight: f32, sum: &mut [f32]),
     pub(crate) rotate: RotateKernel,
     pub(crate) softmax: fn(x: &mut [f32]),

@@ -290,14 +290,14 @@ fn elementwise_ops_and_norms_are_the_reference_within_their_rounding() {
         let (x, y) = (random.tensor(&[n, width]), random.tensor(&[n, width]));
         let w = random.weight(DType::F32, 1, width).with_shape([width]).unwrap();
         fn run<B: Backend>(b: &B, x: &HostTensor, y: &HostTensor, w: &Stored) -> [Vec<f64>; 5] {
-            let [gate, x, y] = [x, x, y].map(|x| b.upload(x.clone()).unwrap());
+            let [gate, x, sum, biased, y] = [x, x, x, x, y].map(|x| b.upload(x.clone()).unwrap());
             let w = b.vector(std::slice::from_ref(w)).unwrap();
             let silu = Inner { spill: true, replace: None };
             let gated = b.swiglu(gate, &y, silu).unwrap();
             [
                 values(b, &b.rms_norm(&x, &w, 1e-6).unwrap()),
-                values(b, &b.add(&x, &y).unwrap()),
-                values(b, &b.add_bias(&x, &w).unwrap()),
+                values(b, &b.add(sum, &y).unwrap()),
+                values(b, &b.add_bias(biased, &w).unwrap()),
                 values(b, &gated.silu.expect("asked for")),
                 values(b, &gated.out),
             ]

@@ -210,7 +210,7 @@ impl<B: Backend> Kernels for Faulty<B> {
 
     fn add(&self, x: &HostTensor, y: &HostTensor) -> Result<HostTensor> {
         let (x, y) = (self.inner.upload(x.clone())?, self.inner.upload(y.clone())?);
-        self.host(&self.inner.add(&x, &y)?)
+        self.host(&self.inner.add(x, &y)?)
     }
 
     fn top_k(&self, x: &HostTensor, k: usize) -> Result<HostTensor> {
@@ -333,11 +333,12 @@ impl<B: Backend> Backend for Faulty<B> {
         })
     }
 
-    fn add_bias(&self, x: &B::Tensor, bias: &Self::Vector) -> Result<B::Tensor> {
+    fn add_bias(&self, x: B::Tensor, bias: &Self::Vector) -> Result<B::Tensor> {
         let target = self.next();
+        let before = target.as_ref().map(|_| self.host(&x)).transpose()?;
         let y = self.inner.add_bias(x, &bias.inner)?;
         damaged!(self, y, target, Bias, |_place, _part| op::Bias {
-            x: self.host(x)?,
+            x: before.expect("kept for the fault"),
             bias: &bias.values
         })
     }
@@ -520,8 +521,9 @@ impl<B: Backend> Backend for Faulty<B> {
         })
     }
 
-    fn add(&self, x: &B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {
+    fn add(&self, x: B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {
         let target = self.next();
+        let stream = target.as_ref().map(|_| self.host(&x)).transpose()?;
         let sum = self.inner.add(x, y)?;
         let (before, layer_input) = {
             let state = self.state.borrow();
@@ -530,7 +532,7 @@ impl<B: Backend> Backend for Faulty<B> {
         damaged!(self, sum, target, Residual, |place, _part| op::Residual {
             kernels: self,
             place: &place,
-            stream: self.host(x)?,
+            stream: stream.expect("kept for the fault"),
             added: self.host(y)?,
             before: &before,
             layer_input: layer_input.as_ref().expect("a layer begins with its first norm"),

@@ -46,8 +46,8 @@ pub trait Backend: Sized {
     /// `x W^T`. `[n, in] -> [n, out]`
     fn linear(&self, x: &Self::Tensor, w: &Self::Weight) -> Result<Self::Tensor>;
 
-    /// Adds `bias` to each row.
-    fn add_bias(&self, x: &Self::Tensor, bias: &Self::Vector) -> Result<Self::Tensor>;
+    /// Adds `bias` to each row. The result may take the place of `x`.
+    fn add_bias(&self, x: Self::Tensor, bias: &Self::Vector) -> Result<Self::Tensor>;
 
     /// `x / sqrt(mean(x^2) + eps) * w` over the last axis: a row, or a head where `x` has heads.
     fn rms_norm(&self, x: &Self::Tensor, w: &Self::Vector, eps: f64) -> Result<Self::Tensor>;
@@ -113,8 +113,8 @@ pub trait Backend: Sized {
     /// The sum over the slots of each row, each times its weight. `[n, k, width], [n, k] -> [n, width]`
     fn weighted_sum(&self, x: &Self::Tensor, weights: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// `x + y`, elementwise.
-    fn add(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `x + y`, elementwise. The result may take the place of `x`.
+    fn add(&self, x: Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
 
     /// Rows `range` of `x`. Moves data, computes nothing.
     fn rows(&self, x: &Self::Tensor, range: std::ops::Range<usize>) -> Result<Self::Tensor>;

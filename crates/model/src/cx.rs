@@ -47,7 +47,7 @@ impl<'a, B: Backend> Cx<'a, B> {
     }
 
     /// See [`Backend::add_bias`].
-    pub fn add_bias(&mut self, site: Site, x: &B::Tensor, bias: &B::Vector) -> Result<B::Tensor> {
+    pub fn add_bias(&mut self, site: Site, x: B::Tensor, bias: &B::Vector) -> Result<B::Tensor> {
         let y = self.backend.add_bias(x, bias)?;
         self.emit(site, y)
     }
@@ -181,7 +181,7 @@ impl<'a, B: Backend> Cx<'a, B> {
     }
 
     /// See [`Backend::add`].
-    pub fn add(&mut self, site: Site, x: &B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {
+    pub fn add(&mut self, site: Site, x: B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {
         let y = self.backend.add(x, y)?;
         self.emit(site, y)
     }

@@ -84,7 +84,7 @@ fn decoder_layer<B: Backend>(
     plus_feed_forward(cx, config.rms_norm_eps, index, layer, x)
 }
 
-// Each part of a layer is a function of its own, so that its tensors are gone when the next one begins: those of a long prompt are large.
+// Each part of a layer has a scope of its own, so that its tensors are gone when the next one begins: those of a long prompt are large.
 
 /// `x + attention(norm(x))`
 fn plus_attention<B: Backend>(
@@ -100,7 +100,7 @@ fn plus_attention<B: Backend>(
     cx.kv_append(kv, &k, &v)?;
     let a = cx.attention(index, &q, kv, 1.0 / (config.head_dim as f64).sqrt())?; // [n, q_dim]
     let a = cx.linear(Site::layer(index, AttnOut), &a, &layer.attn_output)?;
-    cx.add(Site::layer(index, PostAttnResidual), &x, &a)
+    cx.add(Site::layer(index, PostAttnResidual), x, &a)
 }
 
 /// Of `norm(x)`, with their positions: `[n, heads, head_dim]` each, of which keys and values have `kv_heads`.
@@ -117,14 +117,18 @@ fn queries_keys_values<B: Backend>(
     let (heads, kv_heads, head_dim) =
         (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
 
-    let h = cx.rms_norm(at(AttnNorm), x, &layer.attn_norm, eps)?;
-    let mut qkv = cx.linear(at(QkvMatmul), &h, &layer.qkv)?;
-    if let Some(bias) = &layer.qkv_bias {
-        qkv = cx.add_bias(at(QkvBias), &qkv, bias)?;
-    }
-    let mut q = cx.heads(&qkv, 0, heads, head_dim)?;
-    let mut k = cx.heads(&qkv, heads * head_dim, kv_heads, head_dim)?;
-    let v = cx.heads(&qkv, (heads + kv_heads) * head_dim, kv_heads, head_dim)?;
+    let [mut q, mut k, v] = {
+        let h = cx.rms_norm(at(AttnNorm), x, &layer.attn_norm, eps)?;
+        let mut qkv = cx.linear(at(QkvMatmul), &h, &layer.qkv)?;
+        if let Some(bias) = &layer.qkv_bias {
+            qkv = cx.add_bias(at(QkvBias), qkv, bias)?;
+        }
+        [
+            cx.heads(&qkv, 0, heads, head_dim)?,
+            cx.heads(&qkv, heads * head_dim, kv_heads, head_dim)?,
+            cx.heads(&qkv, (heads + kv_heads) * head_dim, kv_heads, head_dim)?,
+        ]
+    };
     if let Some(norm) = &layer.q_norm {
         q = cx.rms_norm(at(QNorm), &q, norm, eps)?;
     }
@@ -168,5 +172,5 @@ fn plus_feed_forward<B: Backend>(
             cx.weighted_sum(at(FfnOut), &f, &weights)?
         }
     };
-    cx.add(at(PostFfnResidual), &x, &f)
+    cx.add(at(PostFfnResidual), x, &f)
 }

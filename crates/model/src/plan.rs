@@ -168,7 +168,7 @@ impl<B: Backend> Backend for Planner<'_, B> {
         Ok(())
     }
 
-    fn add_bias(&self, _: &(), _: &B::Vector) -> Result<()> {
+    fn add_bias(&self, (): (), _: &B::Vector) -> Result<()> {
         self.note(Op::AddBias);
         Ok(())
     }
@@ -222,7 +222,7 @@ impl<B: Backend> Backend for Planner<'_, B> {
         Ok(())
     }
 
-    fn add(&self, _: &(), _: &()) -> Result<()> {
+    fn add(&self, (): (), _: &()) -> Result<()> {
         self.note(Op::Add);
         Ok(())
     }

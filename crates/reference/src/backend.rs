@@ -113,12 +113,11 @@ impl<F: Real> Backend for Reference<F> {
         Ok(y.pop().expect("one for each operand"))
     }
 
-    fn add_bias(&self, x: &Tensor<F>, bias: &Vec<F>) -> Result<Tensor<F>> {
-        let mut y = x.clone();
-        for row in y.data.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(y, &b)| *y = *y + b);
+    fn add_bias(&self, mut x: Tensor<F>, bias: &Vec<F>) -> Result<Tensor<F>> {
+        for row in x.data.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(x, &b)| *x = *x + b);
         }
-        Ok(y)
+        Ok(x)
     }
 
     fn rms_norm(&self, x: &Tensor<F>, w: &Vec<F>, eps: f64) -> Result<Tensor<F>> {
@@ -298,7 +297,7 @@ impl<F: Real> Backend for Reference<F> {
         Ok(out)
     }
 
-    fn add(&self, x: &Tensor<F>, y: &Tensor<F>) -> Result<Tensor<F>> {
+    fn add(&self, x: Tensor<F>, y: &Tensor<F>) -> Result<Tensor<F>> {
         Ok(x.zip(y, |x, y| x + y))
     }
 

@@ -437,7 +437,7 @@ impl<'a> Case<'a> {
                 let x = input(from[0])?;
                 // Leaves the slack of the product with the twin, in case that the engine fuses the two.
                 self.op(from[0], input)?;
-                twin.add_bias(&x, vector())?
+                twin.add_bias(x, vector())?
             }
             AttnNorm | FfnNorm | FinalNorm => {
                 twin.rms_norm(&input(from[0])?, vector(), config.rms_norm_eps)?
@@ -471,7 +471,7 @@ impl<'a> Case<'a> {
                 inner.softmax.replace = Some(input(from[0])?);
                 self.attention(&q, &k, &v, self.scale(), inner)?.out
             }
-            PostAttnResidual | PostFfnResidual => twin.add(&input(from[0])?, &input(from[1])?)?,
+            PostAttnResidual | PostFfnResidual => twin.add(input(from[0])?, &input(from[1])?)?,
             FfnSilu | MoeExpertSilu => {
                 let gate = input(from[0])?;
                 let gated = twin.swiglu(gate.clone(), &gate, Inner::default())?;

@@ -187,7 +187,7 @@ impl Backend for Spoilt {
         Ok(if is_spoilt { self.one_bit(&y) } else { y })
     }
 
-    fn add_bias(&self, x: &Self::Tensor, bias: &Vec<f32>) -> Result<Self::Tensor> {
+    fn add_bias(&self, x: Self::Tensor, bias: &Vec<f32>) -> Result<Self::Tensor> {
         self.cpu.add_bias(x, bias)
     }
 
@@ -291,7 +291,7 @@ impl Backend for Spoilt {
         self.cpu.weighted_sum(x, weights)
     }
 
-    fn add(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor> {
+    fn add(&self, x: Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor> {
         self.cpu.add(x, y)
     }
 

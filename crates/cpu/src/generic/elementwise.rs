@@ -2,11 +2,11 @@
 
 use super::LANES;
 
-/// `x + y`.
+/// `sum + x`, in place.
 #[inline(always)]
-pub(crate) fn add(x: &[f32], y: &[f32], out: &mut [f32]) {
-    for ((out, &x), &y) in out.iter_mut().zip(x).zip(y) {
-        *out = x + y;
+pub(crate) fn add(x: &[f32], sum: &mut [f32]) {
+    for (sum, &x) in sum.iter_mut().zip(x) {
+        *sum += x;
     }
 }
 

@@ -190,7 +190,7 @@ macro_rules! kernels {
                 swiglu: kernels! {
                     @fn $f exp::swiglu, (up: &[f32], gate: &mut [f32])
                 },
-                add: kernels! { @fn $f elementwise::add, (x: &[f32], y: &[f32], out: &mut [f32]) },
+                add: kernels! { @fn $f elementwise::add, (x: &[f32], sum: &mut [f32]) },
                 multiply: kernels! {
                     @fn $f elementwise::multiply, (x: &[f32], y: &[f32], out: &mut [f32])
                 },

@@ -24,7 +24,7 @@ pub(super) fn replaced(suspect: &Suspect<'_>, bias: impl Fn(usize) -> f64) -> Re
     let bias = (0..suspect.vector().len()).map(bias).collect();
     // Leaves the slack of the product with the twin.
     suspect.case.op(suspect.of_layer(QkvBias), &|input| suspect.case.value(input))?;
-    Ok(suspect.twin().add_bias(&suspect.input(0)?, &bias)?)
+    Ok(suspect.twin().add_bias(suspect.input(0)?, &bias)?)
 }
 
 fn changed(suspect: &Suspect<'_>, f: impl Fn(f64) -> f64, sentence: &str) -> Answer {
