@@ -30,11 +30,11 @@ pub(crate) trait Job {
 
 /// Loads `checkpoint` onto the backend that `args` name, and does a job with it.
 ///
-/// `prepare` makes the job on another thread meanwhile. What it fails with comes first, as if nothing had been loaded.
-pub(crate) fn with_model<J: Job + Send>(
+/// `prepare` makes the job while another thread loads. What it fails with comes first, as if nothing had been loaded.
+pub(crate) fn with_model<J: Job>(
     args: &BackendArgs,
     checkpoint: &Checkpoint,
-    prepare: impl FnOnce() -> Result<J> + Send,
+    prepare: impl FnOnce() -> Result<J>,
 ) -> Result<J::Output> {
     match args.backend {
         BackendName::Cpu => load_beside(|| Ok(Cpu::new(args.cpu()?)?), checkpoint, prepare),
@@ -51,16 +51,20 @@ pub(crate) fn with_model<J: Job + Send>(
     }
 }
 
-fn load_beside<B: Backend, J: Job + Send>(
-    backend: impl FnOnce() -> Result<B>,
+fn load_beside<B, J: Job>(
+    backend: impl FnOnce() -> Result<B> + Send,
     checkpoint: &Checkpoint,
-    prepare: impl FnOnce() -> Result<J> + Send,
-) -> Result<J::Output> {
+    prepare: impl FnOnce() -> Result<J>,
+) -> Result<J::Output>
+where
+    B: Backend<Weight: Send, Vector: Send> + Send,
+{
     let failed = AtomicBool::new(false);
     let (model, job) = thread::scope(|scope| {
-        let job = scope.spawn(|| prepare().inspect_err(|_| failed.store(true, Relaxed)));
-        let model = backend().and_then(|backend| load(backend, checkpoint, &failed));
-        (model, job.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        let model = scope.spawn(|| load(backend()?, checkpoint, &failed));
+        // Here and not there: what a tokenizer gives back can be used again only by the thread that took it.
+        let job = prepare().inspect_err(|_| failed.store(true, Relaxed));
+        (model.join().unwrap_or_else(|panic| resume_unwind(panic)), job)
     });
     let job = job?;
     job.run(&model?)

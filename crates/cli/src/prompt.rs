@@ -5,7 +5,7 @@ use std::{io::Read, sync::Arc};
 use anyhow::{Context, Result, bail};
 use apr_capture::manifest;
 use apr_format::Checkpoint;
-use apr_tokenizer::{Message, Specials, Tokenizer};
+use apr_tokenizer::{Message, Specials, Tokenizer, Vocabulary};
 
 use crate::{args::PromptArgs, output};
 
@@ -18,7 +18,11 @@ pub(crate) struct Prompt {
     pub(crate) text: Option<String>,
     pub(crate) token_ids: Vec<u32>,
     /// How to show ids as text; a prompt of bare ids can do without.
-    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
+    ///
+    /// Of the tokenizer this is all that is kept: the rest takes tens of megabytes, beside a model for which there may just be room.
+    pub(crate) vocabulary: Option<Arc<Vocabulary>>,
+    /// The tokens that end a text.
+    pub(crate) stop_ids: Vec<u32>,
 }
 
 impl Prompt {
@@ -28,14 +32,10 @@ impl Prompt {
             if ids.is_empty() {
                 bail!("--tokens names no token");
             }
-            let tokenizer = match Tokenizer::from_checkpoint(checkpoint) {
-                Ok(tokenizer) => Some(Arc::new(tokenizer)),
-                Err(error) => {
-                    output::tell(format_args!("note: tokens are shown as ids only: {error}"));
-                    None
-                }
-            };
-            return Ok(Self { mode: "tokens", text: None, token_ids: ids.clone(), tokenizer });
+            let tokenizer = Tokenizer::from_checkpoint(checkpoint).inspect_err(|error| {
+                output::tell(format_args!("note: tokens are shown as ids only: {error}"));
+            });
+            return Ok(Self::new("tokens", None, ids.clone(), tokenizer.ok().as_ref()));
         }
         let tokenizer = Tokenizer::from_checkpoint(checkpoint)
             .context("this model has no usable tokenizer; give ids with --tokens instead")?;
@@ -62,7 +62,18 @@ impl Prompt {
         if token_ids.is_empty() {
             bail!("the prompt is empty: it has no tokens to start from");
         }
-        Ok(Self { mode, text: Some(text), token_ids, tokenizer: Some(Arc::new(tokenizer)) })
+        Ok(Self::new(mode, Some(text), token_ids, Some(&tokenizer)))
+    }
+
+    fn new(
+        mode: &'static str,
+        text: Option<String>,
+        token_ids: Vec<u32>,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Self {
+        let vocabulary = tokenizer.map(|t| Arc::clone(t.vocabulary()));
+        let stop_ids = tokenizer.map_or_else(Vec::new, |t| t.eos_ids().to_vec());
+        Self { mode, text, token_ids, vocabulary, stop_ids }
     }
 
     /// What a capture's manifest says of it.
@@ -73,13 +84,8 @@ impl Prompt {
     /// The text of one token, or its bytes if they are only a part of a character: `<0xE2 0x80>`. `None` if there is
     /// no tokenizer to tell.
     pub(crate) fn token_text(&self, id: u32) -> Option<String> {
-        let bytes = self.tokenizer.as_ref()?.token_bytes(id);
+        let bytes = self.vocabulary.as_ref()?.bytes(id);
         Some(str::from_utf8(bytes).map_or_else(|_| in_hex(bytes), str::to_owned))
-    }
-
-    /// The tokens that end a text.
-    pub(crate) fn stop_ids(&self) -> Vec<u32> {
-        self.tokenizer.as_ref().map_or_else(Vec::new, |t| t.eos_ids().to_vec())
     }
 }
 

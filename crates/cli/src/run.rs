@@ -9,6 +9,7 @@ use apr_model::{
     generate, top_k,
 };
 use apr_report::plural;
+use apr_tokenizer::TextStream;
 use serde::Serialize;
 
 use crate::{
@@ -140,7 +141,7 @@ impl Job for Run<'_> {
         let options = GenerateOptions {
             max_tokens: args.sampling.max_tokens,
             chunk: args.sampling.chunk,
-            stop: if args.sampling.ignore_eos { Vec::new() } else { prompt.stop_ids() },
+            stop: if args.sampling.ignore_eos { Vec::new() } else { prompt.stop_ids.clone() },
             ..GenerateOptions::default()
         };
         let mut cache = engine::cache_for(model, prompt.token_ids.len(), options.max_tokens)?;
@@ -151,7 +152,7 @@ impl Job for Run<'_> {
             seed: args.sampling.seed,
         });
 
-        let mut text = prompt.tokenizer.as_ref().map(|t| t.stream());
+        let mut text = prompt.vocabulary.clone().map(TextStream::new);
         let mut tokens: Vec<TokenReport> = Vec::new();
         // The first token is chosen from the prompt's logits.
         let (mut count, mut decode) = (0, Duration::ZERO);
@@ -209,7 +210,7 @@ impl Job for Run<'_> {
                 prompt_text: prompt.text.clone(),
                 prompt_token_ids: prompt.token_ids.clone(),
                 token_ids: generated.token_ids.clone(),
-                text: prompt.tokenizer.is_some().then_some(written),
+                text: prompt.vocabulary.is_some().then_some(written),
                 finish: finish_name(generated.finish).to_owned(),
                 prefill_seconds: generated.prefill.as_secs_f64(),
                 cache_bytes: cache.bytes(),

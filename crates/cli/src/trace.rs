@@ -360,8 +360,8 @@ impl Tracing<'_> {
         let (stages, steps) = (plural(stages, "stage"), plural(steps, "step"));
         let (path, bytes) = (path.display(), apr_report::bytes(bytes));
         output::tell(format_args!("saving {stages} of {steps} to {path}: {bytes}"));
-        if let Some(tokenizer) = prompt.tokenizer.clone() {
-            recorder = recorder.with_token_text(move |id| tokenizer.token_text(id).into_owned());
+        if let Some(vocabulary) = prompt.vocabulary.clone() {
+            recorder = recorder.with_token_text(move |id| vocabulary.text(id).into_owned());
         }
         Ok(Some(recorder))
     }

@@ -236,7 +236,7 @@ impl<'a> Reader<'a> {
             prefix: self.affix(keys.adds_bos, adds_bos, keys.bos, bos)?,
             suffix: self.affix(keys.adds_eos, false, keys.eos, eos)?,
             strips_space: matches!(&model, Model::Spm(spm) if spm.add_space_prefix()),
-            vocabulary,
+            vocabulary: vocabulary.into(),
             model,
             bos,
             stops,

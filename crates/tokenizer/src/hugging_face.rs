@@ -98,6 +98,7 @@ impl Source<'_> {
             ChatTemplate::new(&file, &source, variables)
         });
         stop::add_known(&mut stops, &vocabulary, template.as_ref(), |t| model.id_of(t));
+        let vocabulary = vocabulary.into();
         Ok(Tokenizer { vocabulary, model, prefix, suffix, strips_space, bos, stops, template })
     }
 

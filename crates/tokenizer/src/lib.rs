@@ -23,6 +23,7 @@ mod vocabulary;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use apr_format::Checkpoint;
 
@@ -31,9 +32,7 @@ pub use error::{Error, Place, Result};
 pub use parts::{Algorithm, Omission, Parts};
 pub use stream::TextStream;
 pub use template::{ChatTemplate, Message};
-pub use vocabulary::Kind;
-
-use vocabulary::Vocabulary;
+pub use vocabulary::{Kind, Vocabulary};
 
 /// The tokenizer of one model.
 ///
@@ -52,7 +51,7 @@ use vocabulary::Vocabulary;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Tokenizer {
-    vocabulary: Vocabulary,
+    vocabulary: Arc<Vocabulary>,
     model: Model,
     /// Ids that every text begins with.
     prefix: Vec<u32>,
@@ -149,13 +148,18 @@ impl Tokenizer {
 
     /// A decoder for ids that come one by one. It leaves a leading space in place: generated text
     /// continues a prompt.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(Arc::clone(&self.vocabulary))
+    }
+
+    /// What ids stand for, to be kept when nothing is left to encode: a tokenizer takes many times the memory of its vocabulary.
+    pub fn vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.vocabulary
     }
 
     /// The text of one token, for tables: ` is`. Part of a character reads as U+FFFD.
     pub fn token_text(&self, id: u32) -> Cow<'_, str> {
-        String::from_utf8_lossy(self.token_bytes(id))
+        self.vocabulary.text(id)
     }
 
     /// The bytes that a token stands for; none for an id outside the vocabulary.

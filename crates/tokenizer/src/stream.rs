@@ -1,25 +1,28 @@
 //! Text out of a stream of tokens, never half a character.
 
-use crate::Tokenizer;
+use std::sync::Arc;
 
-/// Turns generated tokens into text as they come. See [`Tokenizer::stream`].
+use crate::Vocabulary;
+
+/// Turns generated tokens into text as they come. It leaves a leading space in place: generated text continues a prompt.
 ///
 /// A token may end in the middle of a UTF-8 character; what is incomplete waits for the tokens
 /// that complete it. All pieces together are what [`String::from_utf8_lossy`] makes of all bytes.
 #[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct TextStream {
+    vocabulary: Arc<Vocabulary>,
     pending: Vec<u8>,
 }
 
-impl<'a> TextStream<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, pending: Vec::new() }
+impl TextStream {
+    /// A stream of the tokens of `vocabulary`.
+    pub fn new(vocabulary: Arc<Vocabulary>) -> Self {
+        Self { vocabulary, pending: Vec::new() }
     }
 
     /// Takes the next token and returns the text that is now complete, if any.
     pub fn push(&mut self, id: u32) -> Option<String> {
-        self.pending.extend_from_slice(self.tokenizer.token_bytes(id));
+        self.pending.extend_from_slice(self.vocabulary.bytes(id));
         let text = take_complete(&mut self.pending);
         (!text.is_empty()).then_some(text)
     }

@@ -1,5 +1,7 @@
 //! The tokens themselves: which bytes each stands for, and what kind it is.
 
+use std::borrow::Cow;
+
 use crate::error::{Error, Place, Result};
 
 /// No vocabulary in use has more ids; a larger one in a file is an error, not an allocation.
@@ -32,8 +34,10 @@ pub(crate) enum Spelling {
 }
 
 /// The bytes and kinds of all tokens, in one allocation each.
+///
+/// It is a small part of a [`Tokenizer`](crate::Tokenizer), and all that is needed to read ids.
 #[derive(Debug, Default)]
-pub(crate) struct Vocabulary {
+pub struct Vocabulary {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     kinds: Vec<Kind>,
@@ -71,19 +75,27 @@ impl Vocabulary {
         self.kinds.push(kind);
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// The number of ids.
+    #[allow(clippy::len_without_is_empty, reason = "no tokenizer is without tokens")]
+    pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// The bytes of a token; none for an id outside the vocabulary.
-    pub(crate) fn bytes(&self, id: u32) -> &[u8] {
+    /// The bytes that a token stands for; none for an id outside the vocabulary.
+    pub fn bytes(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
         let start = id.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.bytes[start..end]
     }
 
-    pub(crate) fn kind(&self, id: u32) -> Option<Kind> {
+    /// The text of one token: ` is`. Part of a character reads as U+FFFD.
+    pub fn text(&self, id: u32) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.bytes(id))
+    }
+
+    /// What a token is for; `None` for an id outside the vocabulary.
+    pub fn kind(&self, id: u32) -> Option<Kind> {
         self.kinds.get(id as usize).copied()
     }
 }
