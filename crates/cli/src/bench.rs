@@ -71,7 +71,7 @@ struct LengthArgs {
     /// How often each is measured, after a run that does not count.
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = at_least_one)]
     repetitions: usize,
-    /// Prompt tokens per step.
+    /// The most prompt tokens per step; all steps get the same number, but for a token.
     #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
     chunk: usize,
     /// Measure what looking costs as well: nobody, one stage, all stages, all saved, and the audit of that.

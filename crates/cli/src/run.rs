@@ -63,7 +63,7 @@ struct Sampling {
     /// Do not stop at end-of-text tokens.
     #[arg(long)]
     ignore_eos: bool,
-    /// Prompt tokens per step. Results do not depend on it.
+    /// The most prompt tokens per step; all steps get the same number, but for a token. Results do not depend on it.
     #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
     chunk: usize,
 }

@@ -13,7 +13,7 @@ use apr_capture::{
 use apr_format::Checkpoint;
 use apr_model::{
     Backend, Both, Error, Finish, GenerateOptions, LogitRows, Model, Observer, Sampler,
-    SamplerOptions, TapSet, Unobserved, generate,
+    SamplerOptions, TapSet, Unobserved, generate, prompt_chunks,
 };
 use apr_report::{
     plural,
@@ -74,7 +74,7 @@ struct ValueArgs {
     /// How many of the likeliest next tokens to show.
     #[arg(long, value_name = "K", default_value_t = 5)]
     top_k: usize,
-    /// Prompt tokens per step. Results do not depend on it.
+    /// The most prompt tokens per step; all steps get the same number, but for a token. Results do not depend on it.
     #[arg(long, value_name = "N", default_value = "512", value_parser = at_least_one)]
     chunk: usize,
 }
@@ -310,8 +310,7 @@ impl Tracing<'_> {
         let prompt = self.prompt.token_ids.len();
         let room = model.config().max_position_embeddings - prompt;
         let chunk = self.args.values.chunk;
-        let prefill =
-            (0..prompt).step_by(chunk).map(move |start| (start, chunk.min(prompt - start)));
+        let prefill = prompt_chunks(prompt, chunk).map(|chunk| (chunk.start, chunk.len()));
         let decode = (prompt..prompt + self.args.values.decode.min(room)).map(|start| (start, 1));
         let last_only = self.args.save.rows == Rows::Last;
         prefill.chain(decode).map(move |(first_position, tokens)| apr_capture::StepSize {

@@ -64,13 +64,13 @@ fn a_run_counts_what_all_its_steps_read() {
         bench(&["-p", "10", "-n", "3", "--chunk", "4", "-d", "2", "--json"]).expect(0).json();
     let work = |row: usize, key: &str| json["results"][row]["work"][key].as_u64().unwrap();
     let tensors = json["memory"]["tensor_bytes"].as_u64().unwrap();
-    // Chunks of 4, 4 and 2 of which only the last has logits; then three tokens.
+    // Chunks of 4, 3 and 3 of which only the last has logits; then three tokens.
     assert_eq!((work(0, "steps"), work(1, "steps")), (3, 3));
     let embedding = tensors - (work(0, "weight_bytes") - tensors) / 2;
     assert!(embedding > 0 && work(0, "weight_bytes") < 3 * tensors, "the head is read once");
     assert_eq!(work(1, "weight_bytes"), 3 * tensors);
     let position = 4 * 2 * 128 * 2;
-    assert_eq!(work(0, "kv_bytes"), (6 + 10 + 12) * position);
+    assert_eq!(work(0, "kv_bytes"), (6 + 9 + 12) * position);
     assert_eq!(work(1, "kv_bytes"), (3 + 4 + 5) * position);
     assert_eq!(json["memory"]["cache_bytes"], 12 * position);
     assert_eq!(work(1, "int8_ops"), 3 * 7_340_032);

@@ -1,7 +1,7 @@
 //! The one decode loop: read the prompt in chunks, then sample, append, repeat.
 
 use std::{
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use crate::{Backend, Cache, Error, LogitRows, Model, Observer, Phase, Result, Sa
 pub struct GenerateOptions {
     /// The most tokens to generate. 0 reads the prompt and stops.
     pub max_tokens: usize,
-    /// Prompt tokens per step. Bits do not depend on it.
+    /// The most prompt tokens per step, see [`prompt_chunks`]. Bits do not depend on it.
     pub chunk: usize,
     /// Which prompt rows get logits; the last one does whenever a token is to be generated.
     pub prompt_logits: LogitRows,
@@ -61,6 +61,16 @@ pub struct Generated {
     pub prefill: Duration,
 }
 
+/// The steps in which a prompt of so many `tokens` is read: as few as can be of at most `most` each (of 1 for 0), and all of one length, but for
+/// a token.
+///
+/// A short one at the end would read all weights for next to nothing, and take memory of another size.
+pub fn prompt_chunks(tokens: usize, most: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+    let count = tokens.div_ceil(most.max(1));
+    let start = move |i: usize| (tokens * i).div_ceil(count);
+    (0..count).map(move |i| start(i)..start(i + 1))
+}
+
 /// Continues `prompt`, handing each new token to `on_token`.
 ///
 /// Every step, of the prompt and of the continuation, runs in front of `observer`.
@@ -82,15 +92,16 @@ pub fn generate<B: Backend>(
     }
 
     let start = Instant::now();
-    let chunks = prompt.chunks(options.chunk.max(1));
+    let chunks = prompt_chunks(prompt.len(), options.chunk);
     let last = chunks.len() - 1;
-    for (chunk, tokens) in chunks.enumerate() {
+    for (chunk, range) in chunks.enumerate() {
         let rows = match options.prompt_logits {
             LogitRows::All => LogitRows::All,
             LogitRows::Last if chunk == last => LogitRows::Last,
             _ if chunk == last && options.max_tokens > 0 => LogitRows::Last,
             _ => LogitRows::None,
         };
+        let tokens = &prompt[range];
         let input = StepInput { tokens, phase: Phase::Prefill, chunk, logits: rows };
         model.step(input, cache, observer)?;
     }
@@ -124,4 +135,31 @@ pub fn generate<B: Backend>(
         elapsed = start.elapsed();
     };
     Ok(Generated { token_ids, finish, prefill })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::prompt_chunks;
+
+    #[test]
+    fn chunks_are_few_and_equal_and_cover_the_prompt() {
+        let lengths =
+            |tokens, most| prompt_chunks(tokens, most).map(|chunk| chunk.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(512, 512), [512]);
+        assert_eq!(lengths(513, 512), [257, 256]);
+        assert_eq!(lengths(10, 4), [4, 3, 3]);
+        assert_eq!(lengths(3, 1), [1, 1, 1]);
+        assert_eq!(lengths(2, 0), [1, 1]);
+        assert_eq!(lengths(1, usize::MAX), [1]);
+        assert!(lengths(0, 512).is_empty());
+        for (tokens, most) in (1..60).flat_map(|tokens| (1..60).map(move |most| (tokens, most))) {
+            let chunks: Vec<_> = prompt_chunks(tokens, most).collect();
+            assert_eq!(chunks.len(), tokens.div_ceil(most));
+            assert!(chunks.iter().all(|chunk| (1..=most).contains(&chunk.len())));
+            assert_eq!(
+                chunks.into_iter().flatten().collect::<Vec<_>>(),
+                (0..tokens).collect::<Vec<_>>()
+            );
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub use config::{Architecture, Config, MoeConfig, RopeScaling};
 pub use cost::{Cost, Costs};
 pub use cx::Cx;
 pub use error::{Error, Result};
-pub use generate::{Finish, GenerateOptions, Generated, NewToken, generate};
+pub use generate::{Finish, GenerateOptions, Generated, NewToken, generate, prompt_chunks};
 pub use model::{Cache, LogitRows, Logits, Model, StepInput};
 pub use names::{LayerRole, Role, role_of};
 pub use observer::*;

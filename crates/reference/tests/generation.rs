@@ -90,7 +90,7 @@ fn every_step_is_shown_with_its_positions() {
     let options = GenerateOptions { chunk: 4, ..options(3) };
     run(&model, 64, &options, &mut seen, |_| true).unwrap();
     let positions: Vec<_> = seen.shown.values().map(|shown| shown.positions.clone()).collect();
-    assert_eq!(positions, [0..4, 4..6, 6..7, 7..8]);
+    assert_eq!(positions, [0..3, 3..6, 6..7, 7..8]);
 }
 
 #[test]

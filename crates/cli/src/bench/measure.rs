@@ -1,13 +1,16 @@
 //! The runs that are timed, and what each of them has to do.
 
-use std::{ops::ControlFlow, time::Instant};
+use std::{
+    ops::{ControlFlow, Range},
+    time::Instant,
+};
 
 use anyhow::{Result, ensure};
 use apr_capture::StepSize;
 use apr_cpu::{Cpu, Reader};
 use apr_model::{
     Backend, Cache, Config, Cost, Costs, GenerateOptions, LogitRows, Model, NewToken, Observer,
-    Phase, Sampler, SamplerOptions, StepInput, Unobserved, generate,
+    Phase, Sampler, SamplerOptions, StepInput, Unobserved, generate, prompt_chunks,
 };
 use apr_report::bench::{Peaks, ResultLine, Work};
 
@@ -22,7 +25,7 @@ pub(super) struct Runs {
     pub(super) decode: Vec<usize>,
     /// What the cache holds before, in ascending order.
     pub(super) depths: Vec<usize>,
-    /// Prompt tokens per step.
+    /// The most prompt tokens per step.
     pub(super) chunk: usize,
     /// How often each run is timed.
     pub(super) repetitions: usize,
@@ -81,14 +84,13 @@ impl Runs {
 
     /// The steps of a run that follows `depth` positions.
     pub(super) fn steps(&self, kind: Kind, tokens: usize, depth: usize) -> Vec<StepSize> {
-        let length = if kind == Kind::Prefill { self.chunk } else { 1 };
-        let starts = (0..tokens).step_by(length);
-        let step = |start: usize| StepSize {
-            first_position: depth + start,
-            tokens: length.min(tokens - start),
-            logit_rows: usize::from(kind == Kind::Decode || start + length >= tokens),
+        let most = if kind == Kind::Prefill { self.chunk } else { 1 };
+        let step = |chunk: Range<usize>| StepSize {
+            first_position: depth + chunk.start,
+            tokens: chunk.len(),
+            logit_rows: usize::from(kind == Kind::Decode || chunk.end == tokens),
         };
-        starts.map(step).collect()
+        prompt_chunks(tokens, most).map(step).collect()
     }
 }
 
