@@ -9,9 +9,9 @@ use std::{
 };
 
 #[cfg(target_arch = "aarch64")]
-pub(crate) use crate::aarch64::prefetch;
+pub(crate) use crate::aarch64::{is_fetched_in_steps, prefetch, prefetch_early};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use crate::x86_64::prefetch;
+pub(crate) use crate::x86_64::{is_fetched_in_steps, prefetch, prefetch_early};
 
 use crate::{
     activation::{Floats, Q8, Q8K},
@@ -23,8 +23,20 @@ const MOST_KEPT: usize = 256 << 20;
 
 /// Other machines fetch memory on their own.
 #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
-#[inline(always)]
-pub(crate) fn prefetch<T>(_: *const T) {}
+mod elsewhere {
+    #[inline(always)]
+    pub(crate) fn is_fetched_in_steps() -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub(crate) fn prefetch_early<T>(_: *const T) {}
+
+    #[inline(always)]
+    pub(crate) fn prefetch<T>(_: *const T) {}
+}
+#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+pub(crate) use elsewhere::{is_fetched_in_steps, prefetch, prefetch_early};
 
 /// What buffers are made of.
 pub(crate) trait Plain: Copy + Send {

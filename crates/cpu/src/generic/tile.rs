@@ -15,10 +15,11 @@
 
 use super::{
     Simd,
-    unpack::{Block, Tiled32, Tiled256},
+    unpack::{Block, Fetch, Tiled, Tiled32, Tiled256},
 };
 use crate::{
     activation::{Q8, Q8K},
+    memory::is_fetched_in_steps,
     tile::{Line, ROWS},
 };
 
@@ -78,17 +79,22 @@ impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
         x: [&[Q8]; N],
         fetch: bool,
     ) -> [[f32; ROWS]; N] {
+        let fetch = fetches::<S, T>(fetch, N);
         let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
-            if fetch && (N > 1 || T::IS_FETCHED || S::IS_FETCHED) {
-                (0..8).for_each(|i| block[0].fetch_ahead(i));
-            }
-            let q = [T::quants::<S>(block[0]), T::quants::<S>(block[1])];
+            block[0].fetch_ahead(0, 1, 0, fetch);
+            let first = T::quants::<S>(block[0]);
+            block[0].fetch_ahead(0, 1, 1, fetch);
+            let q = [first, T::quants::<S>(block[1])];
+            block[0].fetch_ahead(0, 1, 2, fetch);
             let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
             for n in 0..N {
                 let x = &x[n][b];
                 let zero = S::splat_word(-T::zero::<S>() * x.sum);
                 for h in 0..2 {
+                    if n == 0 && h == 1 {
+                        block[0].fetch_ahead(0, 1, 3, fetch);
+                    }
                     let sum = S::to_lanes(S::dot::<T>(zero, &q[h], x.qs.as_chunks().0));
                     acc[n][h] = S::fma(S::mul(d[h], S::splat(x.d)), sum, acc[n][h]);
                 }
@@ -115,6 +121,7 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
         x: [&[Q8K]; N],
         fetch: bool,
     ) -> [[f32; ROWS]; N] {
+        let fetch = fetches::<S, T>(fetch, N);
         let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
             let scales = [T::scales::<S>(block[0]), T::scales::<S>(block[1])];
@@ -129,10 +136,11 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                 }
             }
             for j in 0..8 {
-                if fetch && (N > 1 || T::IS_FETCHED || S::IS_FETCHED) {
-                    block[0].fetch_ahead(j);
-                }
-                let q = [T::quants::<S>(block[0], j), T::quants::<S>(block[1], j)];
+                block[0].fetch_ahead(j, 8, 0, fetch);
+                let first = T::quants::<S>(block[0], j);
+                block[0].fetch_ahead(j, 8, 1, fetch);
+                let q = [first, T::quants::<S>(block[1], j)];
+                block[0].fetch_ahead(j, 8, 2, fetch);
                 // Of sub-blocks of 16 there are two.
                 let part = 32 / T::SUB_BLOCK;
                 let mut scale = [[S::splat_word(0); 2]; 2];
@@ -145,6 +153,9 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                 for n in 0..N {
                     let a: &[[i8; 4]] = x[n][b].qs.as_chunks::<32>().0[j].as_chunks().0;
                     for h in 0..2 {
+                        if n == 0 && h == 1 {
+                            block[0].fetch_ahead(j, 8, 3, fetch);
+                        }
                         let groups = q[h].chunks_exact(8 / part).zip(a.chunks_exact(8 / part));
                         for (p, (q, a)) in groups.enumerate() {
                             let sum = S::dot::<T>(S::splat_word(0), q, a);
@@ -174,6 +185,17 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
             }
         }
         stored::<S, N>(acc)
+    }
+}
+
+/// How weights are asked for that `n` rows of activations meet, if they are read for the first time.
+#[inline(always)]
+fn fetches<S: Simd, T: Tiled>(is_first: bool, n: usize) -> Fetch {
+    match (is_first, T::IS_FETCHED) {
+        (true, true) if is_fetched_in_steps() => Fetch::InSteps,
+        (true, true) => Fetch::AtOnce,
+        (true, false) if n > 1 || S::IS_FETCHED => Fetch::AtOnce,
+        _ => Fetch::No,
     }
 }
 

@@ -12,9 +12,19 @@ use apr_tensor::{
 
 use super::Simd;
 use crate::{
-    memory::prefetch,
-    tile::{FETCH_AHEAD, Layout, Line},
+    memory::{prefetch, prefetch_early},
+    tile::{FETCH_AHEAD, FETCH_EARLY, FETCH_SOON, Layout, Line},
 };
+
+/// How weights are asked for before they are used.
+#[derive(Clone, Copy)]
+pub(crate) enum Fetch {
+    /// Not at all: they have been read before, or come in time on their own.
+    No,
+    AtOnce,
+    /// First into the second-level cache, then into the first one.
+    InSteps,
+}
 
 /// A block of each of the 16 rows of one half of a tile.
 #[derive(Clone, Copy)]
@@ -35,12 +45,21 @@ impl<'a> Block<'a> {
         blocks.map(move |lines| [Self { lines, layout, half: 0 }, Self { lines, layout, half: 1 }])
     }
 
-    /// Fetches share `i` of eight of what will be read some blocks later.
+    /// Asks for what will be read some blocks later: share `i` of `shares`, of which quarter `quarter`. A core that is asked for too much at a time
+    /// has none of it in time.
     #[inline(always)]
-    pub(crate) fn fetch_ahead(&self, i: usize) {
-        let len = self.layout.lines();
-        for line in &self.lines[len * i / 8..len * (i + 1) / 8] {
-            prefetch(std::ptr::from_ref(line).wrapping_byte_add(FETCH_AHEAD));
+    pub(crate) fn fetch_ahead(&self, i: usize, shares: usize, quarter: usize, fetch: Fetch) {
+        let len = self.layout.lines().div_ceil(shares);
+        for line in i * len + len * quarter / 4..i * len + len * (quarter + 1) / 4 {
+            let ahead = |bytes| self.lines.as_ptr().wrapping_add(line).wrapping_byte_add(bytes);
+            match fetch {
+                Fetch::No => {}
+                Fetch::AtOnce => prefetch(ahead(FETCH_AHEAD)),
+                Fetch::InSteps => {
+                    prefetch_early(ahead(FETCH_EARLY));
+                    prefetch(ahead(FETCH_SOON));
+                }
+            }
         }
     }
 
