@@ -1,8 +1,11 @@
 //! Some rows of a quantised matrix side by side, so that each lane of a vector is a row.
 //!
-//! A block of a stored type is a run of 32-bit words and one or two 16-bit numbers. In a tile the first words of the
-//! blocks of 32 rows stand one after the other, in two [`Line`]s. Then come their second words, and so on, and the 16-bit
+//! A block of a stored type is a run of 32-bit words and one or two 16-bit numbers. In a tile the same words of the
+//! blocks of 32 rows stand one after the other, in two [`Line`]s. Then come their next words, and so on, and the 16-bit
 //! numbers, a line for each; then the next blocks of the rows. Nothing is recoded, so a row can be had back.
+//!
+//! Which words are next is up to the type: what is unpacked together stands together, so that a tile is read from one end to the other and each line once.
+//! Memory is fastest so: what a core asks for on its own is what follows.
 //!
 //! Sums over columns thereby become sums of lines: no lane ever needs its neighbour, and 16 results are ready at once. Two lines
 //! side by side share what is loaded of the activations.
@@ -44,17 +47,40 @@ pub(crate) struct Layout {
     /// Where the 16-bit numbers begin.
     halves_at: usize,
     pub(crate) halves: usize,
+    /// Which word of a block comes when.
+    order: [u8; MOST_WORDS],
+    /// How many 16-bit numbers come before the words: the last ones of them.
+    lead: usize,
 }
+
+/// The words of the longest block, that of Q6_K.
+const MOST_WORDS: usize = 52;
+
+const AS_STORED: [u8; MOST_WORDS] = {
+    let mut order = [0; MOST_WORDS];
+    let mut i = 0;
+    while i < MOST_WORDS {
+        order[i] = i as u8;
+        i += 1;
+    }
+    order
+};
 
 impl Layout {
     /// A block that is its 16-bit numbers, then its words.
     const fn after(halves: usize, words: usize) -> Self {
-        Self { bytes: 2 * halves + 4 * words, words_at: 2 * halves, words, halves_at: 0, halves }
+        let bytes = 2 * halves + 4 * words;
+        Self { bytes, words_at: 2 * halves, words, halves_at: 0, halves, order: AS_STORED, lead: 0 }
     }
 
     /// A block that is its words, then its 16-bit numbers.
     const fn before(halves: usize, words: usize) -> Self {
-        Self { bytes: 2 * halves + 4 * words, words_at: 0, words, halves_at: 4 * words, halves }
+        let bytes = 2 * halves + 4 * words;
+        Self { bytes, words_at: 0, words, halves_at: 4 * words, halves, order: AS_STORED, lead: 0 }
+    }
+
+    const fn ordered(self, order: [u8; MOST_WORDS]) -> Self {
+        Self { order, ..self }
     }
 
     /// Of the block types of [`apr_tensor::block`].
@@ -66,11 +92,18 @@ impl Layout {
             DType::Q5_1 => Self::after(2, 5),
             DType::Q8_0 => Self::after(1, 8),
             DType::Q2_K => Self::before(2, 20),
-            DType::Q3_K => Self::before(1, 27),
-            DType::Q4_K => Self::after(2, 35),
-            DType::Q5_K => Self::after(2, 43),
-            DType::Q6_K => Self::before(1, 52),
-            DType::IQ4_XS => Self::after(2, 33),
+            DType::Q3_K => Self::before(1, 27).ordered(order(&[24, 25, 26], &[&[0, 8, 16]], &[])),
+            DType::Q4_K => {
+                Self::after(2, 35).ordered(order(&[0, 2], &[&[3], &[11], &[19], &[27]], &[1]))
+            }
+            DType::Q5_K => {
+                Self::after(2, 43).ordered(order(&[0, 2], &[&[3, 11, 19, 27, 35]], &[1]))
+            }
+            DType::Q6_K => {
+                let runs: &[&[u8]] = &[&[0, 8, 32], &[16, 24, 40]];
+                Self::before(1, 52).ordered(order(&[48, 49, 50, 51], runs, &[]))
+            }
+            DType::IQ4_XS => Self { lead: 1, ..Self::after(2, 33) },
             _ => return None,
         })
     }
@@ -80,21 +113,33 @@ impl Layout {
         2 * self.words + self.halves
     }
 
+    /// The line of a block where the words begin.
+    pub(crate) const fn words_line(&self) -> usize {
+        self.lead
+    }
+
+    /// The line of the 16-bit number `i`.
+    pub(crate) const fn half_line(&self, i: usize) -> usize {
+        match i + self.lead {
+            last if last >= self.halves => last - self.halves,
+            other => 2 * self.words + other,
+        }
+    }
+
     /// Puts rows side by side.
     pub(crate) fn interleave(&self, rows: [&[u8]; ROWS], out: &mut [Line]) {
         // Block by block, so that the lines of one block are in the cache for all rows.
         for (b, lines) in out.chunks_exact_mut(self.lines()).enumerate() {
-            let (words, halves) = lines.split_at_mut(2 * self.words);
-            let words = words.as_chunks_mut::<2>().0;
             for (r, row) in rows.iter().enumerate() {
                 let block = &row[b * self.bytes..][..self.bytes];
                 let row = block[self.words_at..].as_chunks::<4>().0;
-                for (lines, word) in words.iter_mut().zip(row) {
-                    lines[r / LANES].0.as_chunks_mut::<4>().0[r % LANES] = *word;
+                let words = lines[self.words_line()..].as_chunks_mut::<2>().0;
+                for (lines, &word) in words.iter_mut().zip(&self.order[..self.words]) {
+                    lines[r / LANES].0.as_chunks_mut::<4>().0[r % LANES] = row[usize::from(word)];
                 }
                 let row = block[self.halves_at..].as_chunks::<2>().0;
-                for (line, half) in halves.iter_mut().zip(row) {
-                    line.0.as_chunks_mut::<2>().0[r] = *half;
+                for (i, half) in row[..self.halves].iter().enumerate() {
+                    lines[self.half_line(i)].0.as_chunks_mut::<2>().0[r] = *half;
                 }
             }
         }
@@ -104,16 +149,43 @@ impl Layout {
     fn row(&self, tile: &[Line], r: usize, out: &mut [u8]) {
         let blocks = tile.chunks_exact(self.lines());
         for (out, lines) in out.chunks_exact_mut(self.bytes).zip(blocks) {
-            let (words, halves) = lines.split_at(2 * self.words);
-            let words = words.as_chunks::<2>().0;
-            for (out, lines) in out[self.words_at..].as_chunks_mut::<4>().0.iter_mut().zip(words) {
-                *out = lines[r / LANES].0.as_chunks::<4>().0[r % LANES];
+            let row = out[self.words_at..].as_chunks_mut::<4>().0;
+            let words = lines[self.words_line()..].as_chunks::<2>().0;
+            for (lines, &word) in words.iter().zip(&self.order[..self.words]) {
+                row[usize::from(word)] = lines[r / LANES].0.as_chunks::<4>().0[r % LANES];
             }
-            for (out, line) in out[self.halves_at..].as_chunks_mut::<2>().0.iter_mut().zip(halves) {
-                *out = line.0.as_chunks::<2>().0[r];
+            let row = out[self.halves_at..].as_chunks_mut::<2>().0;
+            for (i, half) in row[..self.halves].iter_mut().enumerate() {
+                *half = lines[self.half_line(i)].0.as_chunks::<2>().0[r];
             }
         }
     }
+}
+
+/// The words `first`, then for each of `runs` the eight words from each of its places on (the first ones of all, then the second ones, and so on),
+/// then `last`.
+const fn order(first: &[u8], runs: &[&[u8]], last: &[u8]) -> [u8; MOST_WORDS] {
+    let mut order = [0; MOST_WORDS];
+    let mut next = 0;
+    while next < first.len() {
+        order[next] = first[next];
+        next += 1;
+    }
+    let mut run = 0;
+    while run < runs.len() {
+        let (mut i, places) = (0, runs[run]);
+        while i < 8 * places.len() {
+            order[next] = places[i % places.len()] + (i / places.len()) as u8;
+            (i, next) = (i + 1, next + 1);
+        }
+        run += 1;
+    }
+    let mut i = 0;
+    while i < last.len() {
+        order[next] = last[i];
+        (i, next) = (i + 1, next + 1);
+    }
+    order
 }
 
 /// A whole matrix in tiles. The last row is repeated to fill the last tile.

@@ -43,8 +43,8 @@ pub(crate) trait Simd {
     /// Whether bytes of 8 bits are multiplied with their sign, and not with 128 added to them.
     const SIGNED: bool = false;
 
-    /// Whether even types that need next to no unpacking are read faster from memory that was asked for early.
-    const IS_FETCHED: bool = false;
+    /// Whether 16 sums of words stay in registers, and [`dot`](Self::dot) adds one word to them as fast as several.
+    const IS_WIDE: bool = false;
 
     fn splat(x: f32) -> Self::Lanes;
     fn load(x: &[f32; LANES]) -> Self::Lanes;
@@ -83,7 +83,13 @@ pub(crate) trait Simd {
     /// A word in each of [`LANES`] lanes: a number, or four bytes. Arithmetic wraps.
     type Words: Copy;
 
+    /// Those of [wide](Self::IS_WIDE) instruction sets are loaded in the order of the source.
     fn load_line(x: &Line) -> Self::Words;
+    /// The same number; wide instruction sets compute it before they load a line that comes later in the source.
+    #[inline(always)]
+    fn now(x: Self::Words) -> Self::Words {
+        x
+    }
     /// Little-endian 16-bit numbers, as numbers without a sign.
     fn widen_halves(x: &[u8; 32]) -> Self::Words;
     fn splat_word(x: i32) -> Self::Words;

@@ -9,13 +9,19 @@
 //! acc = fma(-dmin * d_activation, sum(min * a) as f32, acc)    Q2_K, Q4_K, Q5_K
 //! ```
 //!
-//! That is one chain of sums per output element, and a lane holds a row's. Each block of weights is unpacked once for up
-//! to eight rows of activations. Bytes are unpacked without a sign, because hardware multiplies those by signed ones:
-//! where `q = byte - zero`, `zero * sum(a)` is taken off the integer sum. Bytes of 8 bits keep their sign where that is faster.
+//! That is one chain of sums per output element, and a lane holds a row's. Bytes are unpacked without a sign, because hardware
+//! multiplies those by signed ones: where `q = byte - zero`, `zero * sum(a)` is taken off the integer sum. Bytes of 8 bits keep their
+//! sign where that is faster.
+//!
+//! Integer sums may be made in any order, and there are two. Several rows of activations share what is unpacked: 32 weights at a time stay in
+//! registers and meet up to eight rows. A single row waits for memory, which is fastest for who reads one line after the other and each once:
+//! so each word meets the row at once, in the order in which words lie there, as far as there are registers for all the sums of its weights.
+
+use std::slice;
 
 use super::{
     Simd,
-    unpack::{Block, Fetch, Tiled, Tiled32, Tiled256},
+    unpack::{Block, Fetch, Loaded, MOST_WORDS, Tiled32, Tiled256},
 };
 use crate::{
     activation::{Q8, Q8K},
@@ -79,24 +85,33 @@ impl<T: Tiled32> Multiply<Q8> for Blocks<T> {
         x: [&[Q8]; N],
         fetch: bool,
     ) -> [[f32; ROWS]; N] {
-        let fetch = fetches::<S, T>(fetch, N);
+        let fetch = fetches(fetch, N);
         let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
-            block[0].fetch_ahead(0, 1, 0, fetch);
-            let first = T::quants::<S>(block[0]);
-            block[0].fetch_ahead(0, 1, 1, fetch);
-            let q = [first, T::quants::<S>(block[1])];
-            block[0].fetch_ahead(0, 1, 2, fetch);
+            let one_by_one = N == 1 && S::IS_WIDE;
+            let (mut q, mut sums) = ([[S::splat_word(0); 8]; 2], [S::splat_word(0); 2]);
+            if one_by_one {
+                sums = blocks_word_by_word::<S, T>(block, &x[0][b]);
+            } else {
+                block[0].fetch_ahead(0, 1, 0, fetch);
+                q[0] = T::unpacked::<S>(block[0]);
+                block[0].fetch_ahead(0, 1, 1, fetch);
+                q[1] = T::unpacked::<S>(block[1]);
+                block[0].fetch_ahead(0, 1, 2, fetch);
+            }
             let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
             for n in 0..N {
                 let x = &x[n][b];
                 let zero = S::splat_word(-T::zero::<S>() * x.sum);
                 for h in 0..2 {
-                    if n == 0 && h == 1 {
-                        block[0].fetch_ahead(0, 1, 3, fetch);
+                    if !one_by_one {
+                        if n == 0 && h == 1 {
+                            block[0].fetch_ahead(0, 1, 3, fetch);
+                        }
+                        sums[h] = S::dot::<T>(zero, &q[h], x.qs.as_chunks().0);
                     }
-                    let sum = S::to_lanes(S::dot::<T>(zero, &q[h], x.qs.as_chunks().0));
-                    acc[n][h] = S::fma(S::mul(d[h], S::splat(x.d)), sum, acc[n][h]);
+                    let d = S::mul(d[h], S::splat(x.d));
+                    acc[n][h] = S::fma(d, S::to_lanes(sums[h]), acc[n][h]);
                 }
             }
             if T::MIN {
@@ -121,7 +136,7 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
         x: [&[Q8K]; N],
         fetch: bool,
     ) -> [[f32; ROWS]; N] {
-        let fetch = fetches::<S, T>(fetch, N);
+        let fetch = fetches(fetch, N);
         let mut acc = [[S::splat(0.0); 2]; N];
         for (b, block) in Block::all(tile, &T::LAYOUT).enumerate() {
             let scales = [T::scales::<S>(block[0]), T::scales::<S>(block[1])];
@@ -135,35 +150,40 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                     }
                 }
             }
-            for j in 0..8 {
-                block[0].fetch_ahead(j, 8, 0, fetch);
-                let first = T::quants::<S>(block[0], j);
-                block[0].fetch_ahead(j, 8, 1, fetch);
-                let q = [first, T::quants::<S>(block[1], j)];
-                block[0].fetch_ahead(j, 8, 2, fetch);
-                // Of sub-blocks of 16 there are two.
-                let part = 32 / T::SUB_BLOCK;
-                let mut scale = [[S::splat_word(0); 2]; 2];
-                for (scale, scales) in scale.iter_mut().zip(&scales) {
-                    for (p, scale) in scale.iter_mut().take(part).enumerate() {
-                        let i = j * part + p;
-                        *scale = byte::<S>(scales[i / 4], i % 4, T::SIGNED_SCALES);
-                    }
-                }
-                for n in 0..N {
-                    let a: &[[i8; 4]] = x[n][b].qs.as_chunks::<32>().0[j].as_chunks().0;
-                    for h in 0..2 {
-                        if n == 0 && h == 1 {
-                            block[0].fetch_ahead(j, 8, 3, fetch);
+            if N == 1 && S::IS_WIDE {
+                sums[0] = superblocks_word_by_word::<S, T>(block, scales, &x[0][b].qs, sums[0]);
+            } else {
+                for j in 0..8 {
+                    block[0].fetch_ahead(j, 8, 0, fetch);
+                    let first = T::unpacked::<S>(block[0], j);
+                    block[0].fetch_ahead(j, 8, 1, fetch);
+                    let q = [first, T::unpacked::<S>(block[1], j)];
+                    block[0].fetch_ahead(j, 8, 2, fetch);
+                    // Of sub-blocks of 16 there are two.
+                    let part = 32 / T::SUB_BLOCK;
+                    let mut scale = [[S::splat_word(0); 2]; 2];
+                    for (scale, scales) in scale.iter_mut().zip(&scales) {
+                        for (p, scale) in scale.iter_mut().take(part).enumerate() {
+                            let i = j * part + p;
+                            *scale = byte::<S>(scales[i / 4], i % 4, T::SIGNED_SCALES);
                         }
-                        let groups = q[h].chunks_exact(8 / part).zip(a.chunks_exact(8 / part));
-                        for (p, (q, a)) in groups.enumerate() {
-                            let sum = S::dot::<T>(S::splat_word(0), q, a);
-                            sums[n][h] = S::add_word(sums[n][h], S::mul_word(sum, scale[h][p]));
+                    }
+                    for n in 0..N {
+                        let a: &[[i8; 4]] = x[n][b].qs.as_chunks::<32>().0[j].as_chunks().0;
+                        for h in 0..2 {
+                            if n == 0 && h == 1 {
+                                block[0].fetch_ahead(j, 8, 3, fetch);
+                            }
+                            let groups = q[h].chunks_exact(8 / part).zip(a.chunks_exact(8 / part));
+                            for (p, (q, a)) in groups.enumerate() {
+                                let sum = S::dot::<T>(S::splat_word(0), q, a);
+                                sums[n][h] = S::add_word(sums[n][h], S::mul_word(sum, scale[h][p]));
+                            }
                         }
                     }
                 }
             }
+            let mins = [T::mins::<S>(block[0]), T::mins::<S>(block[1])];
             let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
             for n in 0..N {
                 for h in 0..2 {
@@ -172,7 +192,6 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                 }
             }
             if T::MIN {
-                let mins = [T::mins::<S>(block[0]), T::mins::<S>(block[1])];
                 let pairs = [unsigned_pairs::<S, T>(mins[0]), unsigned_pairs::<S, T>(mins[1])];
                 let dmin = [block[0].load_halves::<S>(1), block[1].load_halves::<S>(1)];
                 for n in 0..N {
@@ -188,14 +207,68 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
     }
 }
 
-/// How weights are asked for that `n` rows of activations meet, if they are read for the first time.
+/// The sums of the products of a block with one row of activations.
 #[inline(always)]
-fn fetches<S: Simd, T: Tiled>(is_first: bool, n: usize) -> Fetch {
-    match (is_first, T::IS_FETCHED) {
-        (true, true) if is_fetched_in_steps() => Fetch::InSteps,
-        (true, true) => Fetch::AtOnce,
-        (true, false) if n > 1 || S::IS_FETCHED => Fetch::AtOnce,
-        _ => Fetch::No,
+fn blocks_word_by_word<S: Simd, T: Tiled32>(block: [Block<'_>; 2], x: &Q8) -> [S::Words; 2] {
+    let a = x.qs.as_chunks::<4>().0;
+    let mut sums = [S::splat_word(-T::zero::<S>() * x.sum); 2];
+    for (g, a) in a.iter().enumerate() {
+        for h in 0..2 {
+            let q = T::quants::<S>(block[h], g);
+            sums[h] = S::now(S::dot::<T>(sums[h], &[q], slice::from_ref(a)));
+        }
+    }
+    sums
+}
+
+/// Adds the products of a block with one row of activations to `sums`.
+#[inline(always)]
+fn superblocks_word_by_word<S: Simd, T: Tiled256>(
+    block: [Block<'_>; 2],
+    scales: [[S::Words; 4]; 2],
+    x: &[i8; 256],
+    mut sums: [S::Words; 2],
+) -> [S::Words; 2] {
+    let a = x.as_chunks::<4>().0.as_chunks::<8>().0;
+    // Of sub-blocks of 16 there are two in 32 weights.
+    let parts = 32 / T::SUB_BLOCK;
+    for step in 0..8 / T::TOGETHER * parts {
+        let (first, part) = (step / parts * T::TOGETHER, step % parts);
+        let mut dots = [[S::splat_word(0); 2]; 8];
+        for g in 0..8 / parts {
+            let g = 8 / parts * part + g;
+            let mut words = [Loaded([S::splat_word(0); MOST_WORDS]); 2];
+            for i in 0..T::WORDS {
+                for h in 0..2 {
+                    words[h].0[i] = block[h].word::<S>(T::at(first, g) + i);
+                }
+            }
+            for j in 0..T::TOGETHER {
+                for h in 0..2 {
+                    let q = T::quants::<S>(words[h], first + j, g);
+                    dots[j][h] = S::dot::<T>(dots[j][h], &[q], &[a[first + j][g]]);
+                }
+            }
+        }
+        for (j, dots) in dots.iter().enumerate().take(T::TOGETHER) {
+            let i = parts * (first + j) + part;
+            for h in 0..2 {
+                let scale = byte::<S>(scales[h][i / 4], i % 4, T::SIGNED_SCALES);
+                sums[h] = S::add_word(sums[h], S::mul_word(dots[h], scale));
+            }
+        }
+    }
+    sums
+}
+
+/// How weights are asked for that `n` rows of activations meet, if they are read for the first time. Who reads them word by word does not ask:
+/// a core knows what is next, and asking takes its place.
+#[inline(always)]
+fn fetches(is_first: bool, n: usize) -> Fetch {
+    match is_first {
+        true if n == 1 && is_fetched_in_steps() => Fetch::InSteps,
+        true => Fetch::AtOnce,
+        false => Fetch::No,
     }
 }
 

@@ -63,15 +63,10 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The words from number `from` on.
+    /// Word `i`, in the [order](Layout) of tiles.
     #[inline(always)]
-    fn load<S: Simd, const N: usize>(&self, from: usize) -> [S::Words; N] {
-        let mut out = [S::splat_word(0); N];
-        let words = self.lines[..2 * self.layout.words].as_chunks::<2>().0;
-        for (out, lines) in out.iter_mut().zip(&words[from..from + N]) {
-            *out = S::load_line(&lines[self.half]);
-        }
-        out
+    pub(crate) fn word<S: Simd>(&self, i: usize) -> S::Words {
+        S::load_line(&self.lines[self.layout.words_line() + 2 * i + self.half])
     }
 
     /// 16-bit number `i`, as a half-precision number.
@@ -82,7 +77,40 @@ impl<'a> Block<'a> {
 
     #[inline(always)]
     fn half(&self, i: usize) -> &'a [u8; 32] {
-        &self.lines[2 * self.layout.words + i].0.as_chunks().0[self.half]
+        &self.lines[self.layout.half_line(i)].0.as_chunks().0[self.half]
+    }
+}
+
+/// Some words of a block of each row, one after the other.
+pub(crate) trait Words<S: Simd>: Copy {
+    fn get(self, i: usize) -> S::Words;
+}
+
+/// Those from a place on, loaded when they are wanted.
+#[derive(Clone, Copy)]
+struct Lazy<'a> {
+    block: Block<'a>,
+    at: usize,
+}
+
+impl<S: Simd> Words<S> for Lazy<'_> {
+    #[inline(always)]
+    fn get(self, i: usize) -> S::Words {
+        self.block.word::<S>(self.at + i)
+    }
+}
+
+/// Those that have been loaded.
+#[derive(Clone, Copy)]
+pub(crate) struct Loaded<W>(pub(crate) [W; MOST_WORDS]);
+
+/// The most [words](Tiled256::WORDS) that weights are unpacked from.
+pub(crate) const MOST_WORDS: usize = 5;
+
+impl<S: Simd> Words<S> for Loaded<S::Words> {
+    #[inline(always)]
+    fn get(self, i: usize) -> S::Words {
+        self.0[i]
     }
 }
 
@@ -93,8 +121,6 @@ pub(crate) trait Tiled {
     const BITS: u32;
     /// What a byte without a sign is for the weight 0.
     const ZERO: i32;
-    /// Whether unpacking takes so long that hardware reads memory too late on its own.
-    const IS_FETCHED: bool;
     /// Whether the second half of a block is the (scale of the) minimum.
     const MIN: bool;
 
@@ -107,8 +133,18 @@ pub(crate) trait Tiled {
 
 /// Types of 32 weights that share a scale: weight `i` is `scale * (byte[i] - zero) + min`.
 pub(crate) trait Tiled32: Tiled {
-    /// Word `g` holds the weights `4g .. 4g + 4`.
-    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8];
+    /// The weights `4g .. 4g + 4`.
+    fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words;
+
+    /// All of them.
+    #[inline(always)]
+    fn unpacked<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
+        let mut q = [S::splat_word(0); 8];
+        for (g, q) in q.iter_mut().enumerate() {
+            *q = Self::quants::<S>(block, g);
+        }
+        q
+    }
 }
 
 /// Types of 256 weights, in sub-blocks: weight `i` is `d * scale * (byte[i] - zero) - dmin * min`.
@@ -117,9 +153,26 @@ pub(crate) trait Tiled256: Tiled {
     const SUB_BLOCK: usize;
     /// Whether scales are signed bytes.
     const SIGNED_SCALES: bool = false;
+    /// So many times 32 weights, one after the other, are in the same words.
+    const TOGETHER: usize;
+    /// So many words hold four of each of those 32.
+    const WORDS: usize;
 
-    /// The weights `32j .. 32j + 32`; word `g` holds four.
-    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8];
+    /// The first of the words that hold the weights `32j + 4g .. 32j + 4g + 4`.
+    fn at(j: usize, g: usize) -> usize;
+    /// Those weights, from the words there.
+    fn quants<S: Simd>(words: impl Words<S>, j: usize, g: usize) -> S::Words;
+
+    /// The weights `32j .. 32j + 32`.
+    #[inline(always)]
+    fn unpacked<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
+        let mut q = [S::splat_word(0); 8];
+        for (g, q) in q.iter_mut().enumerate() {
+            *q = Self::quants::<S>(Lazy { block, at: Self::at(j, g) }, j, g);
+        }
+        q
+    }
+
     /// Byte `i % 4` of word `i / 4` is the scale of sub-block `i`.
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4];
     /// The same of the minima.
@@ -146,60 +199,31 @@ const fn iq4_bytes(zero: i32) -> [u8; 16] {
     bytes
 }
 
-/// The low nibbles of four words, then the high ones.
+/// The bits `from ..` of each byte, as far as `mask` goes, moved to `to ..`.
 #[inline(always)]
-fn nibbles<S: Simd>(words: [S::Words; 4]) -> [S::Words; 8] {
-    let mut out = [S::splat_word(0); 8];
-    for g in 0..4 {
-        out[g] = S::and(words[g], NIBBLES);
-        out[4 + g] = S::and(S::shr(words[g], 4), NIBBLES);
-    }
-    out
+fn bits<S: Simd>(word: S::Words, from: usize, to: usize, mask: u32) -> S::Words {
+    S::shl(S::and(S::shr(word, from as u32), mask), to as u32)
+}
+
+/// The low nibbles of four words, then the high ones: those of word `g % 4`.
+#[inline(always)]
+fn nibbles<S: Simd>(word: S::Words, g: usize) -> S::Words {
+    bits::<S>(word, 4 * (g / 4), 0, NIBBLES)
 }
 
 /// The same, with a fifth bit each: bit `i` of `high` is that of weight `i`.
 #[inline(always)]
-fn five_bits<S: Simd>(high: S::Words, words: [S::Words; 4]) -> [S::Words; 8] {
-    let mut out = nibbles::<S>(words);
-    for (g, out) in out.iter_mut().enumerate() {
-        *out = S::or(*out, S::shl(S::spread_bits(high, g), 4));
-    }
-    out
+fn five_bits<S: Simd>(high: S::Words, word: S::Words, g: usize) -> S::Words {
+    S::or(nibbles::<S>(word, g), S::shl(S::spread_bits(high, g), 4))
 }
 
 /// The same looked up.
 #[inline(always)]
-fn lookup<S: Simd>(words: [S::Words; 4]) -> [S::Words; 8] {
-    let mut out = nibbles::<S>(words);
-    for out in &mut out {
-        *out = S::lookup(
-            *out,
-            if S::SIGNED { &const { iq4_bytes(0) } } else { &const { iq4_bytes(IQ4_ZERO) } },
-        );
-    }
-    out
-}
-
-/// Bits `shift ..` of each byte of `N` words, as far as `mask` goes.
-#[inline(always)]
-fn bits<S: Simd, const N: usize>(mut words: [S::Words; N], shift: u32, mask: u32) -> [S::Words; N] {
-    for word in &mut words {
-        *word = S::and(S::shr(*word, shift), mask);
-    }
-    words
-}
-
-/// `low[g] | high[g] << shift`.
-#[inline(always)]
-fn joined<S: Simd, const N: usize>(
-    mut low: [S::Words; N],
-    high: [S::Words; N],
-    shift: u32,
-) -> [S::Words; N] {
-    for g in 0..N {
-        low[g] = S::or(low[g], S::shl(high[g], shift));
-    }
-    low
+fn lookup<S: Simd>(word: S::Words, g: usize) -> S::Words {
+    S::lookup(
+        nibbles::<S>(word, g),
+        if S::SIGNED { &const { iq4_bytes(0) } } else { &const { iq4_bytes(IQ4_ZERO) } },
+    )
 }
 
 /// Bytes below 64 with 32 taken off. With the top bit set no byte borrows from the next.
@@ -211,215 +235,251 @@ fn less_32<S: Simd>(words: S::Words) -> S::Words {
 }
 
 macro_rules! tiled {
-    ($($type:ident: $bits:literal bits, zero $zero:expr, min $min:literal, fetched $fetched:literal;)*) => {$(
+    ($($type:ident: $bits:literal bits, zero $zero:expr, min $min:literal;)*) => {$(
         impl Tiled for $type {
             const LAYOUT: Layout = Layout::of(DType::$type).expect("a type of blocks");
             const BITS: u32 = $bits;
             const ZERO: i32 = $zero;
             const MIN: bool = $min;
-            const IS_FETCHED: bool = $fetched;
         }
     )*};
 }
 
 tiled! {
-    Q4_0: 4 bits, zero 8, min false, fetched false;
-    Q4_1: 4 bits, zero 0, min true, fetched false;
-    Q5_0: 5 bits, zero 16, min false, fetched true;
-    Q5_1: 5 bits, zero 0, min true, fetched true;
-    Q8_0: 8 bits, zero 128, min false, fetched false;
-    IQ4_NL: 8 bits, zero IQ4_ZERO, min false, fetched true;
-    Q2_K: 2 bits, zero 0, min true, fetched true;
-    Q3_K: 3 bits, zero 4, min false, fetched true;
-    Q4_K: 4 bits, zero 0, min true, fetched true;
-    Q5_K: 5 bits, zero 0, min true, fetched true;
-    Q6_K: 6 bits, zero 32, min false, fetched true;
-    IQ4_XS: 8 bits, zero IQ4_ZERO, min false, fetched true;
+    Q4_0: 4 bits, zero 8, min false;
+    Q4_1: 4 bits, zero 0, min true;
+    Q5_0: 5 bits, zero 16, min false;
+    Q5_1: 5 bits, zero 0, min true;
+    Q8_0: 8 bits, zero 128, min false;
+    IQ4_NL: 8 bits, zero IQ4_ZERO, min false;
+    Q2_K: 2 bits, zero 0, min true;
+    Q3_K: 3 bits, zero 4, min false;
+    Q4_K: 4 bits, zero 0, min true;
+    Q5_K: 5 bits, zero 0, min true;
+    Q6_K: 6 bits, zero 32, min false;
+    IQ4_XS: 8 bits, zero IQ4_ZERO, min false;
 }
 
 impl Tiled32 for Q4_0 {
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
-        nibbles::<S>(block.load::<S, 4>(0))
+    fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words {
+        nibbles::<S>(block.word::<S>(g % 4), g)
     }
 }
 
 impl Tiled32 for Q4_1 {
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
-        nibbles::<S>(block.load::<S, 4>(0))
+    fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words {
+        nibbles::<S>(block.word::<S>(g % 4), g)
     }
 }
 
 impl Tiled32 for Q5_0 {
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
-        let [high] = block.load::<S, 1>(0);
-        five_bits::<S>(high, block.load::<S, 4>(1))
+    fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words {
+        five_bits::<S>(block.word::<S>(0), block.word::<S>(1 + g % 4), g)
     }
 }
 
 impl Tiled32 for Q5_1 {
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
-        let [high] = block.load::<S, 1>(0);
-        five_bits::<S>(high, block.load::<S, 4>(1))
+    fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words {
+        five_bits::<S>(block.word::<S>(0), block.word::<S>(1 + g % 4), g)
     }
 }
 
 impl Tiled32 for Q8_0 {
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
-        let mut out = block.load::<S, 8>(0);
-        if !S::SIGNED {
-            for word in &mut out {
-                *word = S::xor(*word, 0x8080_8080);
-            }
-        }
-        out
+    fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words {
+        let word = block.word::<S>(g);
+        if S::SIGNED { word } else { S::xor(word, 0x8080_8080) }
     }
 }
 
 impl Tiled32 for IQ4_NL {
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
-        lookup::<S>(block.load::<S, 4>(0))
+    fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words {
+        lookup::<S>(block.word::<S>(g % 4), g)
     }
 }
 
-// Words: 4 of scales (low nibbles) and minima (high ones), 16 of quants.
+// Words: 4 of scales (low nibbles) and minima (high ones), twice 8 of quants.
 impl Tiled256 for Q2_K {
     const SUB_BLOCK: usize = 16;
+    const TOGETHER: usize = 4;
+    const WORDS: usize = 1;
 
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
-        bits::<S, 8>(block.load::<S, 8>(4 + 8 * (j / 4)), 2 * (j % 4) as u32, CRUMBS)
+    fn at(j: usize, g: usize) -> usize {
+        4 + 8 * (j / 4) + g
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+        bits::<S>(words.get(0), 2 * (j % 4), 0, CRUMBS)
     }
 
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        bits::<S, 4>(block.load::<S, 4>(0), 0, NIBBLES)
+        let mut out = [S::splat_word(0); 4];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = bits::<S>(block.word::<S>(i), 0, 0, NIBBLES);
+        }
+        out
     }
 
     #[inline(always)]
     fn mins<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        bits::<S, 4>(block.load::<S, 4>(0), 4, NIBBLES)
-    }
-}
-
-// Words: 8 of third bits, 16 of the lower two, 3 of scales.
-impl Tiled256 for Q3_K {
-    const SUB_BLOCK: usize = 16;
-    const SIGNED_SCALES: bool = true;
-
-    #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
-        let low = block.load::<S, 8>(8 + 8 * (j / 4));
-        let low = bits::<S, 8>(low, 2 * (j % 4) as u32, CRUMBS);
-        let high = bits::<S, 8>(block.load::<S, 8>(0), j as u32, BITS);
-        joined::<S, 8>(low, high, 2)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        let [a, b, high] = block.load::<S, 3>(24);
-        let low = [a, b, S::shr(a, 4), S::shr(b, 4)];
         let mut out = [S::splat_word(0); 4];
-        for i in 0..4 {
-            let high = S::shl(S::and(S::shr(high, 2 * i as u32), CRUMBS), 4);
-            out[i] = less_32::<S>(S::or(S::and(low[i], NIBBLES), high));
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = bits::<S>(block.word::<S>(i), 4, 0, NIBBLES);
         }
         out
     }
 }
 
-// Words: 3 of scales and minima, 32 of quants.
+// Words: 3 of scales, 8 times one of third bits and two of the lower two.
+impl Tiled256 for Q3_K {
+    const SUB_BLOCK: usize = 16;
+    const SIGNED_SCALES: bool = true;
+    const TOGETHER: usize = 8;
+    const WORDS: usize = 3;
+
+    #[inline(always)]
+    fn at(_: usize, g: usize) -> usize {
+        3 + 3 * g
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+        let low = bits::<S>(words.get(1 + j / 4), 2 * (j % 4), 0, CRUMBS);
+        S::or(low, bits::<S>(words.get(0), j, 2, BITS))
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
+        let (low, high) = ([block.word::<S>(0), block.word::<S>(1)], block.word::<S>(2));
+        let mut out = [S::splat_word(0); 4];
+        for (i, out) in out.iter_mut().enumerate() {
+            let low = bits::<S>(low[i % 2], 4 * (i / 2), 0, NIBBLES);
+            *out = less_32::<S>(S::or(low, bits::<S>(high, 2 * i, 4, CRUMBS)));
+        }
+        out
+    }
+}
+
+// Words: 2 of scales and of the rest of minima, 4 times 8 of quants, 1 of minima.
 impl Tiled256 for Q4_K {
     const SUB_BLOCK: usize = 32;
+    const TOGETHER: usize = 2;
+    const WORDS: usize = 1;
 
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
-        bits::<S, 8>(block.load::<S, 8>(3 + 8 * (j / 2)), 4 * (j % 2) as u32, NIBBLES)
+    fn at(j: usize, g: usize) -> usize {
+        2 + 8 * (j / 2) + g
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+        bits::<S>(words.get(0), 4 * (j % 2), 0, NIBBLES)
     }
 
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        six_bits::<S>(block, 0)
+        six_bits::<S>(block, 0, 0)
     }
 
     #[inline(always)]
     fn mins<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        six_bits::<S>(block, 1)
+        six_bits::<S>(block, 34, 4)
     }
 }
 
-// Words: 3 of scales and minima, 8 of fifth bits, 32 of the lower four.
+// Words: 2 of scales and of the rest of minima, 8 times one of fifth bits and four of the lower four, 1 of minima.
 impl Tiled256 for Q5_K {
     const SUB_BLOCK: usize = 32;
+    const TOGETHER: usize = 8;
+    const WORDS: usize = 5;
 
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
-        let low = block.load::<S, 8>(11 + 8 * (j / 2));
-        let low = bits::<S, 8>(low, 4 * (j % 2) as u32, NIBBLES);
-        let high = bits::<S, 8>(block.load::<S, 8>(3), j as u32, BITS);
-        joined::<S, 8>(low, high, 4)
+    fn at(_: usize, g: usize) -> usize {
+        2 + 5 * g
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+        let low = bits::<S>(words.get(1 + j / 2), 4 * (j % 2), 0, NIBBLES);
+        S::or(low, bits::<S>(words.get(0), j, 4, BITS))
     }
 
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        six_bits::<S>(block, 0)
+        six_bits::<S>(block, 0, 0)
     }
 
     #[inline(always)]
     fn mins<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        six_bits::<S>(block, 1)
+        six_bits::<S>(block, 42, 4)
     }
 }
 
-/// The eight 6-bit scales (`which` 0) or minima (1) of Q4_K and Q5_K; see [`apr_tensor::block::scale_min`].
+/// Eight 6-bit numbers of Q4_K or Q5_K, from word `at` and the bits `from ..` of word 1; see [`apr_tensor::block::scale_min`].
 #[inline(always)]
-fn six_bits<S: Simd>(block: Block<'_>, which: usize) -> [S::Words; 4] {
-    let [word] = block.load::<S, 1>(which);
-    let [rest] = block.load::<S, 1>(2);
-    let low = S::and(S::shr(rest, 4 * which as u32), NIBBLES);
-    let high = S::shl(S::and(S::shr(word, 6), CRUMBS), 4);
+fn six_bits<S: Simd>(block: Block<'_>, at: usize, from: usize) -> [S::Words; 4] {
+    let (word, rest) = (block.word::<S>(at), block.word::<S>(1));
+    let low = bits::<S>(rest, from, 0, NIBBLES);
     let none = S::splat_word(0);
-    [S::and(word, 0x3f3f_3f3f), S::or(low, high), none, none]
+    [S::and(word, 0x3f3f_3f3f), S::or(low, bits::<S>(word, 6, 4, CRUMBS)), none, none]
 }
 
-// Words: twice 16 of the lower four bits, twice 8 of the upper two, 4 of scales.
+// Words: 4 of scales; in either half 8 times two of the lower four bits and one of the upper two.
 impl Tiled256 for Q6_K {
     const SUB_BLOCK: usize = 16;
     const SIGNED_SCALES: bool = true;
+    const TOGETHER: usize = 4;
+    const WORDS: usize = 3;
 
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
-        let (half, part) = (j / 4, j % 4);
-        let low = block.load::<S, 8>(16 * half + 8 * (part % 2));
-        let low = bits::<S, 8>(low, 4 * (part / 2) as u32, NIBBLES);
-        let high = block.load::<S, 8>(32 + 8 * half);
-        joined::<S, 8>(low, bits::<S, 8>(high, 2 * part as u32, CRUMBS), 4)
+    fn at(j: usize, g: usize) -> usize {
+        4 + 24 * (j / 4) + 3 * g
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+        let low = bits::<S>(words.get(j % 2), 4 * (j % 4 / 2), 0, NIBBLES);
+        S::or(low, bits::<S>(words.get(2), 2 * (j % 4), 4, CRUMBS))
     }
 
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        block.load::<S, 4>(48)
+        let mut out = [S::splat_word(0); 4];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = block.word::<S>(i);
+        }
+        out
     }
 }
 
-// Words: 1 of the lower four bits of scales, 32 of quants. The second half is the upper two bits of scales.
+// Words: 1 of the lower four bits of scales, 32 of quants. Before them is the second half, the upper two bits of scales.
 impl Tiled256 for IQ4_XS {
     const SUB_BLOCK: usize = 32;
     const SIGNED_SCALES: bool = true;
+    const TOGETHER: usize = 1;
+    const WORDS: usize = 1;
 
     #[inline(always)]
-    fn quants<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
-        lookup::<S>(block.load::<S, 4>(1 + 4 * j))
+    fn at(j: usize, g: usize) -> usize {
+        1 + 4 * j + g % 4
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(words: impl Words<S>, _: usize, g: usize) -> S::Words {
+        lookup::<S>(words.get(0), g)
     }
 
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
-        let [low] = block.load::<S, 1>(0);
+        let low = block.word::<S>(0);
         let high = S::widen_halves(block.half(1));
         let mut out = [S::splat_word(0); 4];
         for (i, out) in out.iter_mut().take(2).enumerate() {
@@ -433,5 +493,32 @@ impl Tiled256 for IQ4_XS {
             *out = less_32::<S>(S::or(low, S::shl(high, 4)));
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_read_in_order<T: Tiled256>(from: usize) {
+        let mut next = from;
+        for first in (0..8).step_by(T::TOGETHER) {
+            for g in 0..8 {
+                assert_eq!(T::at(first, g), next);
+                let same = |j| T::at(j, g) == next;
+                assert!((first..first + T::TOGETHER).all(same), "{first} {g}");
+                next += T::WORDS;
+            }
+        }
+        assert!(T::WORDS <= MOST_WORDS && next <= T::LAYOUT.words);
+    }
+
+    #[test]
+    fn words_of_quants_lie_in_the_order_in_which_they_are_read() {
+        is_read_in_order::<Q2_K>(4);
+        is_read_in_order::<Q3_K>(3);
+        is_read_in_order::<Q4_K>(2);
+        is_read_in_order::<Q5_K>(2);
+        is_read_in_order::<Q6_K>(4);
     }
 }

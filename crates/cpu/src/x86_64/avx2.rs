@@ -58,8 +58,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     const SIGNED: bool = !VNNI;
 
-    const IS_FETCHED: bool = true;
-
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
         // SAFETY: `Avx2`'s methods run only within kernels compiled for its features.

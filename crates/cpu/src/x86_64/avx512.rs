@@ -1,6 +1,6 @@
 //! AVX-512: 16 lanes in one register, and VNNI, which sums four products of bytes at once.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use half::f16;
 
@@ -29,6 +29,8 @@ impl Simd for Avx512 {
     type Lanes = __m512;
 
     const REGISTERS: usize = 16;
+
+    const IS_WIDE: bool = true;
 
     #[inline(always)]
     fn splat(x: f32) -> Self::Lanes {
@@ -121,8 +123,15 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn load_line(x: &Line) -> Self::Words {
+        // Compilers keep the order of what is volatile.
         // SAFETY: as in `splat`; a line is 64 bytes and aligned to as many.
-        unsafe { _mm512_load_si512(x.0.as_ptr().cast()) }
+        unsafe { x.0.as_ptr().cast::<__m512i>().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn now(x: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { now(x) }
     }
 
     #[inline(always)]
@@ -244,4 +253,16 @@ impl Simd for Avx512 {
 unsafe fn halved(x: __m512) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe { _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)) }
+}
+
+/// `x`, which compilers take for the result of something that has its place between volatile loads.
+///
+/// # Safety
+/// AVX-512.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn now(mut x: __m512i) -> __m512i {
+    // SAFETY: there is no instruction in it.
+    unsafe { asm!("/* {0} */", inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
+    x
 }
