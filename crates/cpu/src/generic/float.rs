@@ -9,7 +9,7 @@ use super::{LANES, Simd};
 use crate::{
     activation::{Floats, GROUP},
     memory::prefetch,
-    tile::{FETCH_AHEAD, Line, ROWS},
+    tile::ROWS,
 };
 
 /// A stored type of floats, little-endian, widened exactly.
@@ -85,8 +85,8 @@ pub(crate) fn products<S: Simd, F: Float>(
     let many = S::REGISTERS * S::PARTS >= 16;
     match (cols, out.len()) {
         (0, _) => out.fill([0.0; ROWS]),
-        (_, 1) if many => blocks::<S, F, 4, 1>(w, cols, x, out),
-        (_, 1) => blocks::<S, F, 2, 1>(w, cols, x, out),
+        // One row after the other, as they lie in memory: that is one stream, which is faster than several.
+        (_, 1) => blocks::<S, F, 1, 1>(w, cols, x, out),
         _ if many => blocks::<S, F, 4, GROUP>(w, cols, x, out),
         _ => blocks::<S, F, 2, GROUP>(w, cols, x, out),
     }
@@ -167,7 +167,7 @@ fn block<S: Simd, F: Float, const R: usize, const N: usize>(
     }
     let begins = from == 0;
     if N == 1 {
-        // Each number is read once, from memory, which wants many sums at a time.
+        // Each number is read once, and memory takes longer than any sum.
         return add_share::<S, F, All, R, N>(rows, x, begins, sums);
     }
     add_share::<S, F, Part<0>, R, N>(rows, x, begins, sums);
@@ -250,18 +250,7 @@ fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
             }
         }
     }
-    // What is read next, in the order in which it lies there, whatever the order in which these rows are read.
-    let next = w[0].as_ptr().wrapping_byte_add(FETCH_AHEAD.max(R * size_of_val(w[0])));
     for (i, x) in x.iter().enumerate() {
-        if N == 1 {
-            for line in 0..(R * size_of::<F::Group>()).div_ceil(size_of::<Line>()) {
-                prefetch(
-                    next.wrapping_byte_add(
-                        i * R * size_of::<F::Group>() + line * size_of::<Line>(),
-                    ),
-                );
-            }
-        }
         let mut weights = [L::of(S::splat(0.0)); R];
         for r in 0..R {
             weights[r] = L::of(F::load::<S>(&w[r][i]));
