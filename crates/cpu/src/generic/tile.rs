@@ -183,6 +183,7 @@ impl<T: Tiled256> Multiply<Q8K> for Superblocks<T> {
                     }
                 }
             }
+            // Before `d`, as they lie in memory.
             let mins = [T::mins::<S>(block[0]), T::mins::<S>(block[1])];
             let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
             for n in 0..N {

@@ -82,7 +82,7 @@ impl<'a> Block<'a> {
 }
 
 /// Some words of a block of each row, one after the other.
-pub(crate) trait Words<S: Simd>: Copy {
+pub(crate) trait Run<S: Simd>: Copy {
     fn get(self, i: usize) -> S::Words;
 }
 
@@ -93,7 +93,7 @@ struct Lazy<'a> {
     at: usize,
 }
 
-impl<S: Simd> Words<S> for Lazy<'_> {
+impl<S: Simd> Run<S> for Lazy<'_> {
     #[inline(always)]
     fn get(self, i: usize) -> S::Words {
         self.block.word::<S>(self.at + i)
@@ -107,7 +107,7 @@ pub(crate) struct Loaded<W>(pub(crate) [W; MOST_WORDS]);
 /// The most [words](Tiled256::WORDS) that weights are unpacked from.
 pub(crate) const MOST_WORDS: usize = 5;
 
-impl<S: Simd> Words<S> for Loaded<S::Words> {
+impl<S: Simd> Run<S> for Loaded<S::Words> {
     #[inline(always)]
     fn get(self, i: usize) -> S::Words {
         self.0[i]
@@ -161,7 +161,7 @@ pub(crate) trait Tiled256: Tiled {
     /// The first of the words that hold the weights `32j + 4g .. 32j + 4g + 4`.
     fn at(j: usize, g: usize) -> usize;
     /// Those weights, from the words there.
-    fn quants<S: Simd>(words: impl Words<S>, j: usize, g: usize) -> S::Words;
+    fn quants<S: Simd>(words: impl Run<S>, j: usize, g: usize) -> S::Words;
 
     /// The weights `32j .. 32j + 32`.
     #[inline(always)]
@@ -315,7 +315,7 @@ impl Tiled256 for Q2_K {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+    fn quants<S: Simd>(words: impl Run<S>, j: usize, _: usize) -> S::Words {
         bits::<S>(words.get(0), 2 * (j % 4), 0, CRUMBS)
     }
 
@@ -351,7 +351,7 @@ impl Tiled256 for Q3_K {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+    fn quants<S: Simd>(words: impl Run<S>, j: usize, _: usize) -> S::Words {
         let low = bits::<S>(words.get(1 + j / 4), 2 * (j % 4), 0, CRUMBS);
         S::or(low, bits::<S>(words.get(0), j, 2, BITS))
     }
@@ -380,7 +380,7 @@ impl Tiled256 for Q4_K {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+    fn quants<S: Simd>(words: impl Run<S>, j: usize, _: usize) -> S::Words {
         bits::<S>(words.get(0), 4 * (j % 2), 0, NIBBLES)
     }
 
@@ -407,7 +407,7 @@ impl Tiled256 for Q5_K {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+    fn quants<S: Simd>(words: impl Run<S>, j: usize, _: usize) -> S::Words {
         let low = bits::<S>(words.get(1 + j / 2), 4 * (j % 2), 0, NIBBLES);
         S::or(low, bits::<S>(words.get(0), j, 4, BITS))
     }
@@ -445,7 +445,7 @@ impl Tiled256 for Q6_K {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(words: impl Words<S>, j: usize, _: usize) -> S::Words {
+    fn quants<S: Simd>(words: impl Run<S>, j: usize, _: usize) -> S::Words {
         let low = bits::<S>(words.get(j % 2), 4 * (j % 4 / 2), 0, NIBBLES);
         S::or(low, bits::<S>(words.get(2), 2 * (j % 4), 4, CRUMBS))
     }
@@ -473,7 +473,7 @@ impl Tiled256 for IQ4_XS {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(words: impl Words<S>, _: usize, g: usize) -> S::Words {
+    fn quants<S: Simd>(words: impl Run<S>, _: usize, g: usize) -> S::Words {
         lookup::<S>(words.get(0), g)
     }
 
