@@ -49,8 +49,8 @@ pub(crate) struct Layout {
     pub(crate) halves: usize,
     /// Which word of a block comes when.
     order: [u8; MOST_WORDS],
-    /// How many 16-bit numbers come before the words: the last ones of them.
-    lead: usize,
+    /// How many 16-bit numbers come before the words, a line each: the last ones of them.
+    pub(crate) lead: usize,
 }
 
 /// The words of the longest block, that of Q6_K.
@@ -113,11 +113,6 @@ impl Layout {
         2 * self.words + self.halves
     }
 
-    /// The line of a block where the words begin.
-    pub(crate) const fn words_line(&self) -> usize {
-        self.lead
-    }
-
     /// The line of the 16-bit number `i`.
     pub(crate) const fn half_line(&self, i: usize) -> usize {
         match i + self.lead {
@@ -133,7 +128,7 @@ impl Layout {
             for (r, row) in rows.iter().enumerate() {
                 let block = &row[b * self.bytes..][..self.bytes];
                 let row = block[self.words_at..].as_chunks::<4>().0;
-                let words = lines[self.words_line()..].as_chunks_mut::<2>().0;
+                let words = lines[self.lead..].as_chunks_mut::<2>().0;
                 for (lines, &word) in words.iter_mut().zip(&self.order[..self.words]) {
                     lines[r / LANES].0.as_chunks_mut::<4>().0[r % LANES] = row[usize::from(word)];
                 }
@@ -150,7 +145,7 @@ impl Layout {
         let blocks = tile.chunks_exact(self.lines());
         for (out, lines) in out.chunks_exact_mut(self.bytes).zip(blocks) {
             let row = out[self.words_at..].as_chunks_mut::<4>().0;
-            let words = lines[self.words_line()..].as_chunks::<2>().0;
+            let words = lines[self.lead..].as_chunks::<2>().0;
             for (lines, &word) in words.iter().zip(&self.order[..self.words]) {
                 row[usize::from(word)] = lines[r / LANES].0.as_chunks::<4>().0[r % LANES];
             }

@@ -21,7 +21,7 @@ use std::slice;
 
 use super::{
     Simd,
-    unpack::{Block, Fetch, Loaded, MOST_WORDS, Tiled32, Tiled256},
+    unpack::{Block, Fetch, LONGEST_RUN, Loaded, Tiled32, Tiled256},
 };
 use crate::{
     activation::{Q8, Q8K},
@@ -238,7 +238,7 @@ fn superblocks_word_by_word<S: Simd, T: Tiled256>(
         let mut dots = [[S::splat_word(0); 2]; 8];
         for g in 0..8 / parts {
             let g = 8 / parts * part + g;
-            let mut words = [Loaded([S::splat_word(0); MOST_WORDS]); 2];
+            let mut words = [Loaded([S::splat_word(0); LONGEST_RUN]); 2];
             for i in 0..T::WORDS {
                 for h in 0..2 {
                     words[h].0[i] = block[h].word::<S>(T::at(first, g) + i);

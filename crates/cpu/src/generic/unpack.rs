@@ -66,7 +66,7 @@ impl<'a> Block<'a> {
     /// Word `i`, in the [order](Layout) of tiles.
     #[inline(always)]
     pub(crate) fn word<S: Simd>(&self, i: usize) -> S::Words {
-        S::load_line(&self.lines[self.layout.words_line() + 2 * i + self.half])
+        S::load_line(&self.lines[self.layout.lead + 2 * i + self.half])
     }
 
     /// 16-bit number `i`, as a half-precision number.
@@ -102,10 +102,10 @@ impl<S: Simd> Run<S> for Lazy<'_> {
 
 /// Those that have been loaded.
 #[derive(Clone, Copy)]
-pub(crate) struct Loaded<W>(pub(crate) [W; MOST_WORDS]);
+pub(crate) struct Loaded<W>(pub(crate) [W; LONGEST_RUN]);
 
 /// The most [words](Tiled256::WORDS) that weights are unpacked from.
-pub(crate) const MOST_WORDS: usize = 5;
+pub(crate) const LONGEST_RUN: usize = 5;
 
 impl<S: Simd> Run<S> for Loaded<S::Words> {
     #[inline(always)]
@@ -510,7 +510,7 @@ mod tests {
                 next += T::WORDS;
             }
         }
-        assert!(T::WORDS <= MOST_WORDS && next <= T::LAYOUT.words);
+        assert!(T::WORDS <= LONGEST_RUN && next <= T::LAYOUT.words);
     }
 
     #[test]

@@ -6,7 +6,8 @@ pub(crate) mod probe;
 
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-/// Whether this core gets memory into its first-level cache in time only if it was asked to have it in the second before.
+/// Whether this core, where it has much to do with each line, gets memory into its first-level cache in time only if it was asked to have
+/// it in the second before.
 ///
 /// Measured: so on Zen 4. On Zen 5 asking once is enough. AVX-VNNI came between the two.
 #[inline(always)]
