@@ -11,49 +11,95 @@ use crate::{
     memory::{Buffer, Plain},
 };
 
-/// Activations that share a scale.
-pub(crate) trait Block8: Plain {
+/// Rows of activations that integer kernels take at a time, if there are several.
+pub(crate) const TOGETHER: usize = 8;
+
+/// Activations of a row that share a scale.
+pub(crate) trait Block8: Plain + Sync {
     /// Activations per block.
     const LEN: usize;
+
+    /// The same blocks of [`TOGETHER`] rows, side by side: what kernels read next then lies next.
+    type Packed: Plain + Sync;
+
+    /// Makes this the block of row `n`.
+    fn put(&self, n: usize, packed: &mut Self::Packed);
 }
 
-/// 32 activations: `d * qs[i]`.
+/// 32 activations of each of `N` rows: those of row `n` are `d[n]` times the bytes of `qs[0][n]`, `qs[1][n]` and so on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
-pub(crate) struct Q8 {
+pub(crate) struct Q8<const N: usize = 1> {
     /// The scale, rounded to f16.
-    pub(crate) d: f32,
-    /// The sum of `qs`, exactly: what ggml's Q8_1 has rounded.
-    pub(crate) sum: i32,
-    pub(crate) qs: [i8; 32],
+    pub(crate) d: [f32; N],
+    /// The sum of the bytes, exactly: what ggml's Q8_1 has rounded.
+    pub(crate) sum: [i32; N],
+    pub(crate) qs: [[[i8; 4]; N]; 8],
 }
 
 impl Block8 for Q8 {
     const LEN: usize = 32;
+
+    type Packed = Q8<TOGETHER>;
+
+    fn put(&self, n: usize, packed: &mut Self::Packed) {
+        packed.d[n] = self.d[0];
+        packed.sum[n] = self.sum[0];
+        put(&self.qs, n, &mut packed.qs);
+    }
 }
 
-/// 256 activations: `d * qs[i]`.
+/// 256 activations of each of `N` rows, as in [`Q8`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
-pub(crate) struct Q8K {
-    pub(crate) d: f32,
-    /// The sums of each 16 of `qs`: of four of them those of the first and the third, then those of the others.
-    /// Weights have their scales in bytes, and every other byte of a word makes a pair of 16-bit numbers.
-    pub(crate) sums_16: [[i16; 2]; 8],
-    /// The sums of each 32 of `qs`, in the same order.
-    pub(crate) sums_32: [[i16; 2]; 4],
-    pub(crate) qs: [i8; 256],
+pub(crate) struct Q8K<const N: usize = 1> {
+    pub(crate) d: [f32; N],
+    /// The sums of each 16 bytes: of four of them those of the first and the third, then those of the others.
+    /// Weights have the numbers of their sub-blocks in bytes, and every other byte of a word makes a pair of 16-bit numbers.
+    pub(crate) sums_16: [[[i16; 2]; N]; 8],
+    /// The sums of each 32 bytes, in the same order.
+    pub(crate) sums_32: [[[i16; 2]; N]; 4],
+    pub(crate) qs: [[[i8; 4]; N]; 64],
 }
 
 impl Block8 for Q8K {
     const LEN: usize = 256;
+
+    type Packed = Q8K<TOGETHER>;
+
+    fn put(&self, n: usize, packed: &mut Self::Packed) {
+        packed.d[n] = self.d[0];
+        put(&self.sums_16, n, &mut packed.sums_16);
+        put(&self.sums_32, n, &mut packed.sums_32);
+        put(&self.qs, n, &mut packed.qs);
+    }
 }
 
-/// The rounded forms of a tensor, made when first asked for. Row after row of blocks.
+fn put<T: Copy, const N: usize>(row: &[[T; 1]], n: usize, packed: &mut [[T; N]]) {
+    for (packed, [x]) in packed.iter_mut().zip(row) {
+        packed[n] = *x;
+    }
+}
+
+/// The rounded forms of a tensor, made when first asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Rounded {
-    pub(crate) q8_0: OnceLock<Buffer<Q8>>,
-    pub(crate) q8_k: OnceLock<Buffer<Q8K>>,
+    pub(crate) q8_0: Forms<Q8>,
+    pub(crate) q8_k: Forms<Q8K>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Forms<A: Block8> {
+    /// Row after row of blocks.
+    pub(crate) rows: OnceLock<Buffer<A>>,
+    /// [`TOGETHER`] rows of blocks after as many; after the last row it again.
+    pub(crate) packed: OnceLock<Buffer<A::Packed>>,
+}
+
+impl<A: Block8> Default for Forms<A> {
+    fn default() -> Self {
+        Self { rows: OnceLock::new(), packed: OnceLock::new() }
+    }
 }
 
 /// [`LANES`] activations of one row, zeros after the last one.

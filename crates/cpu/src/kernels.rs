@@ -6,12 +6,21 @@ use apr_tensor::DType;
 use half::f16;
 
 use crate::{
-    activation::{Floats, Q8, Q8K},
+    activation::{Block8, Floats, Q8, Q8K},
     tile::{Line, ROWS},
 };
 
-/// A tile of weights against as many rows of activations as `out` has elements: one product with each row of the tile.
-pub(crate) type TileKernel<A> = fn(tile: &[Line], activations: &[&[A]], out: &mut [[f32; ROWS]]);
+/// The products of each row of a tile with as many rows of activations as `out` has elements.
+type Products<A> = fn(tile: &[Line], activations: &[A], out: &mut [[f32; ROWS]]);
+
+/// A tile of weights against activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileKernel<A: Block8> {
+    /// One row.
+    pub(crate) one: fn(tile: &[Line], activations: &[A], out: &mut [f32; ROWS]),
+    /// Several rows, which are [packed](Block8::Packed).
+    pub(crate) several: Products<A::Packed>,
+}
 
 /// At most [`ROWS`] rows of weights of `cols` columns, one after the other, against as many rows of activations as `out` has
 /// elements, which are [packed](crate::activation::pack).

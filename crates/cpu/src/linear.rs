@@ -10,9 +10,8 @@ use std::ops::Range;
 
 use crate::{
     Cpu, Tensor, Weight,
-    activation::{Block8, GROUP, Q8, Q8K, pack, packed_len},
-    generic::tile,
-    kernels::IntegerKernel,
+    activation::{Block8, Forms, GROUP, Rounded, TOGETHER, pack, packed_len},
+    kernels::{IntegerKernel, TileKernel},
     memory::Buffer,
     pool::{Columns, Strip},
     tile::ROWS,
@@ -34,13 +33,26 @@ struct Group<'a> {
     x: &'a [usize],
     /// Which rows of the output they make.
     out: &'a [usize],
+    /// Where those rows of the activations begin among the packed ones, if there are several.
+    packed: usize,
+}
+
+impl Group<'_> {
+    /// How many packed rows it has. One row alone is not packed.
+    fn packed_len(&self) -> usize {
+        if self.x.len() > 1 { self.x.len().next_multiple_of(TOGETHER) } else { 0 }
+    }
 }
 
 impl Cpu {
     pub(crate) fn multiply(&self, x: &Tensor, w: &Weight) -> Tensor {
         let rows = self.indices(0..x.rows());
-        let all = Group { first: 0, x: &rows, out: &rows };
-        self.products(x, w, self.tensor([rows.len(), w.rows]), [all].into_iter())
+        let all = Group { first: 0, x: &rows, out: &rows, packed: 0 };
+        if rows.len() == 1 {
+            w.parts.iter().for_each(|part| self.round_for(part, x));
+        }
+        let out = self.tensor([rows.len(), w.rows]);
+        self.products(x, &x.rounded, w, out, [all].into_iter())
     }
 
     /// See [`Backend::expert_linear`](apr_model::Backend::expert_linear).
@@ -60,12 +72,15 @@ impl Cpu {
         let slots = if x.shape().len() == 3 { 1 } else { k };
         let sources = self.indices(rows.iter().map(|row| row / slots));
         let same = |a: &usize, b: &usize| expert(*a) == expert(*b);
-        let groups = rows.chunk_by(same).scan(0, |start, out| {
+        let groups = rows.chunk_by(same).scan((0, 0), |(start, packed), out| {
             let x = &sources[*start..][..out.len()];
+            let group = Group { first: expert(out[0]) * width, x, out, packed: *packed };
             *start += out.len();
-            Some(Group { first: expert(out[0]) * width, x, out })
+            *packed += group.packed_len();
+            Some(group)
         });
-        self.products(x, w, self.tensor([n, k, width]), groups)
+        w.parts.iter().for_each(|part| self.round_for(part, x));
+        self.products(x, &Rounded::default(), w, self.tensor([n, k, width]), groups)
     }
 
     fn indices(&self, all: impl ExactSizeIterator<Item = usize>) -> Buffer<usize> {
@@ -74,10 +89,11 @@ impl Cpu {
         indices
     }
 
-    /// The products of each group, in the rows of `out`.
+    /// The products of each group, in the rows of `out`. Activations that are packed go to `packed`.
     fn products<'g>(
         &self,
         x: &Tensor,
+        packed: &Rounded,
         w: &Weight,
         mut out: Tensor,
         groups: impl Iterator<Item = Group<'g>> + Clone + Sync,
@@ -86,7 +102,7 @@ impl Cpu {
         let [.., width] = *out.shape() else { panic!("an output has rows") };
         for group in groups.clone() {
             for part in w.parts_of(group.first..group.first + width) {
-                self.round_for(part, x);
+                self.pack_for(part, x, packed, groups.clone());
             }
         }
         let n = out.values().len() / width.max(1);
@@ -97,21 +113,44 @@ impl Cpu {
                 let rows = group.first + columns.start..group.first + columns.end;
                 for part in w.parts_of(rows.clone()) {
                     let rows = part.rows.start.max(rows.start)..part.rows.end.min(rows.end);
-                    self.multiply_part(x, &group, part, rows, &mut strip);
+                    self.multiply_part(x, packed, &group, part, rows, &mut strip);
                 }
             }
         });
         out
     }
 
-    /// Rounds `x` as `part` wants it, unless another weight already did.
+    /// Rounds the rows of `x` as `part` wants a single one, unless another weight already did.
     fn round_for(&self, part: &Part, x: &Tensor) {
+        let Rounded { q8_0, q8_k } = &x.rounded;
         match part.product {
             Product::Integer(IntegerKernel::Blocks(_)) => {
-                x.rounded.q8_0.get_or_init(|| self.round(x, self.kernels.quantize_q8_0));
+                q8_0.rows.get_or_init(|| self.round(x, self.kernels.quantize_q8_0));
             }
             Product::Integer(IntegerKernel::Superblocks(_)) => {
-                x.rounded.q8_k.get_or_init(|| self.round(x, self.kernels.quantize_q8_k));
+                q8_k.rows.get_or_init(|| self.round(x, self.kernels.quantize_q8_k));
+            }
+            Product::Float(_) => {}
+        }
+    }
+
+    /// Packs the rows of groups that have several as `part` wants them, unless another one already did.
+    fn pack_for<'g>(
+        &self,
+        part: &Part,
+        x: &Tensor,
+        packed: &Rounded,
+        groups: impl Iterator<Item = Group<'g>>,
+    ) {
+        let (q8_0, q8_k) = (&x.rounded.q8_0, &x.rounded.q8_k);
+        match part.product {
+            Product::Integer(IntegerKernel::Blocks(_)) => {
+                let kernel = self.kernels.quantize_q8_0;
+                packed.q8_0.packed.get_or_init(|| self.pack(x, q8_0, kernel, groups));
+            }
+            Product::Integer(IntegerKernel::Superblocks(_)) => {
+                let kernel = self.kernels.quantize_q8_k;
+                packed.q8_k.packed.get_or_init(|| self.pack(x, q8_k, kernel, groups));
             }
             Product::Float(_) => {}
         }
@@ -127,10 +166,46 @@ impl Cpu {
         out
     }
 
+    /// The rows of all groups that have several, side by side: as `rounded` if they are there, or rounded on the way.
+    fn pack<'g, A: Block8>(
+        &self,
+        x: &Tensor,
+        rounded: &Forms<A>,
+        kernel: fn(&[f32], &mut [A]),
+        groups: impl Iterator<Item = Group<'g>>,
+    ) -> Buffer<A::Packed> {
+        let mut sources = Vec::new();
+        for group in groups.filter(|group| group.x.len() > 1) {
+            sources.extend(group.x);
+            sources.resize(group.packed + group.packed_len(), group.x[group.x.len() - 1]);
+        }
+        let blocks = x.shape()[x.shape().len() - 1] / A::LEN;
+        let sources = sources.as_chunks::<TOGETHER>().0;
+        let mut out = self.memory.buffer(sources.len() * blocks);
+        let columns = Columns { count: out.len(), granule: 1, cost: TOGETHER * A::LEN };
+        self.pool.fill(&mut out, columns, |mut strip| {
+            for (i, packed) in strip.columns().zip(strip.row(0)) {
+                for (n, row) in sources[i / blocks].iter().enumerate() {
+                    let b = row * blocks + i % blocks;
+                    match rounded.rows.get() {
+                        Some(rows) => rows[b].put(n, packed),
+                        None => {
+                            let mut block = [A::UNWRITTEN];
+                            kernel(&x.values()[b * A::LEN..][..A::LEN], &mut block);
+                            block[0].put(n, packed);
+                        }
+                    }
+                }
+            }
+        });
+        out
+    }
+
     /// Rows `rows` of `part` with the activations of `group`.
     fn multiply_part(
         &self,
         x: &Tensor,
+        packed: &Rounded,
         group: &Group<'_>,
         part: &Part,
         rows: Range<usize>,
@@ -139,23 +214,21 @@ impl Cpu {
         let cols = x.shape()[x.shape().len() - 1];
         match part.product {
             Product::Integer(IntegerKernel::Blocks(kernel)) => {
-                let x = x.rounded.q8_0.get().expect("rounded before");
-                let x = Rows { values: x, len: cols / Q8::LEN, together: tile::TOGETHER };
-                tiles(x, group, part, rows, strip, |batch| {
-                    move |tile, out| part.with_tile(tile, |tile| kernel(tile, batch.rows(), out))
-                });
+                let forms = (&x.rounded.q8_0, &packed.q8_0);
+                integer_products(kernel, forms, cols, group, part, rows, strip);
             }
             Product::Integer(IntegerKernel::Superblocks(kernel)) => {
-                let x = x.rounded.q8_k.get().expect("rounded before");
-                let x = Rows { values: x, len: cols / Q8K::LEN, together: tile::TOGETHER };
-                tiles(x, group, part, rows, strip, |batch| {
-                    move |tile, out| part.with_tile(tile, |tile| kernel(tile, batch.rows(), out))
-                });
+                let forms = (&x.rounded.q8_k, &packed.q8_k);
+                integer_products(kernel, forms, cols, group, part, rows, strip);
             }
             Product::Float(kernel) => {
-                let x = Rows { values: x.values(), len: cols, together: GROUP };
-                tiles(x, group, part, rows, strip, |batch| {
-                    let rows = batch.rows();
+                let batch = batch_len(group.x.len(), cols * size_of::<f32>(), GROUP);
+                tiles(batch, group, part, rows, strip, |batch| {
+                    let mut rows: [&[f32]; BATCH_ROWS] = [&[]; BATCH_ROWS];
+                    let rows = &mut rows[..batch.len()];
+                    for (row, index) in rows.iter_mut().zip(&group.x[batch]) {
+                        *row = &x.values()[index * cols..][..cols];
+                    }
                     let mut packed = self.memory.buffer(packed_len(rows.len(), cols));
                     pack(rows, &mut packed);
                     move |tile, out| {
@@ -167,64 +240,59 @@ impl Cpu {
     }
 }
 
-/// Rows of activations.
-#[derive(Clone, Copy)]
-struct Rows<'a, A> {
-    values: &'a [A],
-    /// What a row takes.
-    len: usize,
-    /// How many of them a kernel takes at a time.
-    together: usize,
-}
-
-/// Rows of activations that meet a tile before the next tile comes.
-struct Batch<'a, A> {
-    rows: [&'a [A]; BATCH_ROWS],
-    count: usize,
-}
-
-impl<'a, A> Rows<'a, A> {
-    /// How many rows make a batch, if there are `count`: batches of about the same size.
-    fn batch(&self, count: usize) -> usize {
-        let most = (BATCH_BYTES / (self.len * size_of::<A>()).max(1)).min(BATCH_ROWS);
-        let most = (most / self.together).max(1) * self.together;
-        count.div_ceil(count.div_ceil(most).max(1)).max(1).next_multiple_of(self.together).min(most)
-    }
-
-    fn select(&self, indices: &[usize]) -> Batch<'a, A> {
-        let mut rows: [&[A]; BATCH_ROWS] = [&[]; BATCH_ROWS];
-        for (row, index) in rows.iter_mut().zip(indices) {
-            *row = &self.values[index * self.len..][..self.len];
-        }
-        Batch { rows, count: indices.len() }
-    }
-}
-
-impl<'a, A> Batch<'a, A> {
-    fn rows(&self) -> &[&'a [A]] {
-        &self.rows[..self.count]
-    }
-}
-
-/// Multiplies the rows `rows` of the matrix, which are in `part`, with the activations of `group`: batch by batch, and in
-/// each batch tile by tile.
-///
-/// What `multiplier` makes of a batch gets the number of a tile, and room for the products of each row of the batch with the tile's
-/// rows. Of a tile at an edge some are not wanted.
-fn tiles<'x, A, M: FnMut(usize, &mut [[f32; ROWS]])>(
-    x: Rows<'x, A>,
+/// Rows `rows` of `part` with the activations of `group`, which are in the first of `forms` if it is one row, in the second if there are several.
+fn integer_products<A: Block8>(
+    kernel: TileKernel<A>,
+    forms: (&Forms<A>, &Forms<A>),
+    cols: usize,
     group: &Group<'_>,
     part: &Part,
     rows: Range<usize>,
     strip: &mut Strip<'_, f32>,
-    multiplier: impl Fn(Batch<'x, A>) -> M,
+) {
+    let blocks = cols / A::LEN;
+    if let [row] = *group.x {
+        let x = &forms.0.rows.get().expect("rounded before")[row * blocks..][..blocks];
+        tiles(1, group, part, rows, strip, |_| {
+            move |tile, out| part.with_tile(tile, |tile| (kernel.one)(tile, x, &mut out[0]))
+        });
+        return;
+    }
+    let x = &forms.1.packed.get().expect("packed before")[group.packed / TOGETHER * blocks..];
+    let batch = batch_len(group.x.len(), blocks * size_of::<A>(), TOGETHER);
+    tiles(batch, group, part, rows, strip, |batch| {
+        let packed = batch.start / TOGETHER..batch.end.div_ceil(TOGETHER);
+        let x = &x[packed.start * blocks..packed.end * blocks];
+        move |tile, out| part.with_tile(tile, |tile| (kernel.several)(tile, x, out))
+    });
+}
+
+/// How many rows of activations meet a tile before the next tile comes, if there are `count` of so many bytes and a kernel takes so many at a time:
+/// batches of about the same size.
+fn batch_len(count: usize, row_bytes: usize, together: usize) -> usize {
+    let most = (BATCH_BYTES / row_bytes.max(1)).min(BATCH_ROWS);
+    let most = (most / together).max(1) * together;
+    count.div_ceil(count.div_ceil(most).max(1)).max(1).next_multiple_of(together).min(most)
+}
+
+/// Multiplies the rows `rows` of the matrix, which are in `part`, with the activations of `group`: `batch` of them at a time, and each batch
+/// tile by tile.
+///
+/// What `multiplier` makes of a batch, which is a range of the group's rows, gets the number of a tile, and room for the products of each row of the
+/// batch with the tile's rows. Of a tile at an edge some are not wanted.
+fn tiles<M: FnMut(usize, &mut [[f32; ROWS]])>(
+    batch: usize,
+    group: &Group<'_>,
+    part: &Part,
+    rows: Range<usize>,
+    strip: &mut Strip<'_, f32>,
+    multiplier: impl Fn(Range<usize>) -> M,
 ) {
     let first = group.first + strip.columns().start;
-    let batch = x.batch(group.x.len());
     let mut products = [[0.0; ROWS]; BATCH_ROWS];
-    for (of, outs) in group.x.chunks(batch).zip(group.out.chunks(batch)) {
-        let products = &mut products[..of.len()];
-        let mut multiply = multiplier(x.select(of));
+    for (i, outs) in group.out.chunks(batch).enumerate() {
+        let products = &mut products[..outs.len()];
+        let mut multiply = multiplier(i * batch..i * batch + outs.len());
         let mut row = rows.start;
         while row < rows.end {
             let (tile, r) = ((row - part.rows.start) / ROWS, (row - part.rows.start) % ROWS);
@@ -249,18 +317,17 @@ mod tests {
     #[test]
     fn batches_are_whole_groups_of_about_the_same_size_and_fit_into_the_cache() {
         for (len, together) in [(896, GROUP), (4864, GROUP), (1 << 20, GROUP), (896, 8), (0, 8)] {
-            let rows = Rows::<f32> { values: &[], len, together };
+            let row_bytes = len * size_of::<f32>();
             for count in 0..1000 {
-                let batch = rows.batch(count);
+                let batch = batch_len(count, row_bytes, together);
                 assert!(batch.is_multiple_of(together) && batch > 0);
-                assert!(batch == together || batch * len * size_of::<f32>() <= BATCH_BYTES);
+                assert!(batch == together || batch * row_bytes <= BATCH_BYTES);
                 assert!(batch <= BATCH_ROWS);
                 // None is left with few rows while others are full.
                 let batches = count.div_ceil(batch);
                 assert!(batches * batch < count + batches * together + 1, "{count} by {batch}");
             }
         }
-        let rows = Rows::<f32> { values: &[], len: 896, together: GROUP };
-        assert_eq!(rows.batch(256), 90);
+        assert_eq!(batch_len(256, 896 * size_of::<f32>(), GROUP), 90);
     }
 }

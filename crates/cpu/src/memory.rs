@@ -14,7 +14,7 @@ pub(crate) use crate::aarch64::{is_fetched_in_steps, prefetch, prefetch_early};
 pub(crate) use crate::x86_64::{is_fetched_in_steps, prefetch, prefetch_early};
 
 use crate::{
-    activation::{Floats, Q8, Q8K},
+    activation::{Floats, Q8, Q8K, TOGETHER},
     generic::LANES,
 };
 
@@ -63,20 +63,48 @@ impl Plain for usize {
     }
 }
 
+impl<const N: usize> Q8<N> {
+    const UNKNOWN: Self = Self { d: [f32::NAN; N], sum: [0; N], qs: [[[0; 4]; N]; 8] };
+}
+
 impl Plain for Q8 {
-    const UNWRITTEN: Self = Self { d: f32::NAN, sum: 0, qs: [0; 32] };
+    const UNWRITTEN: Self = Self::UNKNOWN;
 
     fn store(memory: &Memory) -> &Arc<Store<Self>> {
         &memory.q8_0
     }
 }
 
+impl Plain for Q8<TOGETHER> {
+    const UNWRITTEN: Self = Self::UNKNOWN;
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.q8_0_packed
+    }
+}
+
+impl<const N: usize> Q8K<N> {
+    const UNKNOWN: Self = Self {
+        d: [f32::NAN; N],
+        sums_16: [[[0; 2]; N]; 8],
+        sums_32: [[[0; 2]; N]; 4],
+        qs: [[[0; 4]; N]; 64],
+    };
+}
+
 impl Plain for Q8K {
-    const UNWRITTEN: Self =
-        Self { d: f32::NAN, sums_16: [[0; 2]; 8], sums_32: [[0; 2]; 4], qs: [0; 256] };
+    const UNWRITTEN: Self = Self::UNKNOWN;
 
     fn store(memory: &Memory) -> &Arc<Store<Self>> {
         &memory.q8_k
+    }
+}
+
+impl Plain for Q8K<TOGETHER> {
+    const UNWRITTEN: Self = Self::UNKNOWN;
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.q8_k_packed
     }
 }
 
@@ -96,6 +124,8 @@ pub(crate) struct Memory {
     indices: Arc<Store<usize>>,
     q8_0: Arc<Store<Q8>>,
     q8_k: Arc<Store<Q8K>>,
+    q8_0_packed: Arc<Store<Q8<TOGETHER>>>,
+    q8_k_packed: Arc<Store<Q8K<TOGETHER>>>,
 }
 
 impl Memory {
@@ -106,6 +136,8 @@ impl Memory {
             indices: Store::new(MOST_KEPT),
             q8_0: Store::new(MOST_KEPT),
             q8_k: Store::new(MOST_KEPT),
+            q8_0_packed: Store::new(MOST_KEPT),
+            q8_k_packed: Store::new(MOST_KEPT),
         }
     }
 

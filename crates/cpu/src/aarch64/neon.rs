@@ -244,14 +244,19 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+    fn dot<T: Tiled, const W: usize>(
+        acc: Self::Words,
+        q: &[Self::Words],
+        a: &[[[i8; 4]; W]],
+        n: usize,
+    ) -> Self::Words {
         // Register by register, so that the quants and sums of one fit beside what else there is.
         // SAFETY: as in `splat`; `DOTPROD` is that of a kernel that may use it.
         each!(|i| unsafe {
             let acc = vreinterpretq_s32_u32(acc[i]);
             vreinterpretq_u32_s32(match DOTPROD {
-                true => dot_at_once(acc, q, a, i),
-                false => dot_in_16_bits(acc, q, a, i, T::BITS),
+                true => dot_at_once(acc, q, a, n, i),
+                false => dot_in_16_bits(acc, q, a, n, i, T::BITS),
             })
         })
     }
@@ -266,20 +271,6 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
             let sums = vpaddq_s32(first, vmull_high_s16(x, a));
             vaddq_u32(acc[i], vreinterpretq_u32_s32(sums))
         })
-    }
-
-    #[inline(always)]
-    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
-        // SAFETY: as in `splat`.
-        let even = each!(|i| unsafe {
-            let top = vshlq_n_s16::<8>(vreinterpretq_s16_u32(x[i]));
-            vreinterpretq_u32_s16(vshrq_n_s16::<8>(top))
-        });
-        // SAFETY: as in `splat`.
-        let odd = each!(|i| unsafe {
-            vreinterpretq_u32_s16(vshrq_n_s16::<8>(vreinterpretq_s16_u32(x[i])))
-        });
-        (even, odd)
     }
 
     #[inline(always)]
@@ -353,24 +344,28 @@ pub(super) unsafe fn sdot<const LANE: usize>(
 /// # Safety
 /// NEON and its dot products.
 #[inline(always)]
-unsafe fn dot_at_once(
+unsafe fn dot_at_once<const W: usize>(
     mut acc: int32x4_t,
     q: &[[uint32x4_t; 4]],
-    a: &[[i8; 4]],
+    a: &[[[i8; 4]; W]],
+    n: usize,
     i: usize,
 ) -> int32x4_t {
-    let ((q, q_rest), (a, a_rest)) = (q.as_chunks::<4>(), a.as_chunks::<4>());
+    // Of a row alone the bytes of four words lie side by side.
+    let side_by_side = if W == 1 { q.len() / 4 * 4 } else { 0 };
+    let ((q, q_rest), (a, a_rest)) = (q.split_at(side_by_side), a.split_at(side_by_side));
+    let ((q, _), (a, _)) = (q.as_chunks::<4>(), a.as_chunks::<4>());
     // SAFETY: the caller's promise; four times four `a` are 16 bytes.
     unsafe {
         for (q, a) in q.iter().zip(a) {
-            let a = vld1q_s8(a.as_flattened().as_ptr());
+            let a = vld1q_s8(a.as_flattened().as_flattened().as_ptr());
             acc = sdot::<0>(acc, vreinterpretq_s8_u32(q[0][i]), a);
             acc = sdot::<1>(acc, vreinterpretq_s8_u32(q[1][i]), a);
             acc = sdot::<2>(acc, vreinterpretq_s8_u32(q[2][i]), a);
             acc = sdot::<3>(acc, vreinterpretq_s8_u32(q[3][i]), a);
         }
         for (q, a) in q_rest.iter().zip(a_rest) {
-            acc = sdot::<0>(acc, vreinterpretq_s8_u32(q[i]), splat_bytes(a));
+            acc = sdot::<0>(acc, vreinterpretq_s8_u32(q[i]), splat_bytes(&a[n]));
         }
     }
     acc
@@ -382,10 +377,11 @@ unsafe fn dot_at_once(
 /// # Safety
 /// NEON.
 #[inline(always)]
-unsafe fn dot_in_16_bits(
+unsafe fn dot_in_16_bits<const W: usize>(
     mut acc: int32x4_t,
     q: &[[uint32x4_t; 4]],
-    a: &[[i8; 4]],
+    a: &[[[i8; 4]; W]],
+    n: usize,
     i: usize,
     bits: u32,
 ) -> int32x4_t {
@@ -398,7 +394,7 @@ unsafe fn dot_in_16_bits(
             // Of the words 0 and 1, and 2 and 3.
             let mut sums = [vdupq_n_s16(0); 2];
             for (q, a) in q.iter().zip(a) {
-                let (q, a) = (vreinterpretq_s8_u32(q[i]), splat_bytes(a));
+                let (q, a) = (vreinterpretq_s8_u32(q[i]), splat_bytes(&a[n]));
                 sums[0] = vmlal_s8(sums[0], vget_low_s8(q), vget_low_s8(a));
                 sums[1] = vmlal_high_s8(sums[1], q, a);
             }

@@ -106,13 +106,16 @@ pub(crate) trait Simd {
     /// To the nearest float, ties to even.
     fn to_lanes(x: Self::Words) -> Self::Lanes;
 
-    /// `acc + sum(q[g].byte[i] * a[g][i])`. The bytes of `q` are those of a `T`: they have no sign, but for those of 8 bits if
+    /// `acc + sum(q[g].byte[i] * a[g][n][i])`. The bytes of `q` are those of a `T`: they have no sign, but for those of 8 bits if
     /// [`SIGNED`](Self::SIGNED). No `a` is -128.
-    fn dot<T: Tiled>(acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words;
+    fn dot<T: Tiled, const W: usize>(
+        acc: Self::Words,
+        q: &[Self::Words],
+        a: &[[[i8; 4]; W]],
+        n: usize,
+    ) -> Self::Words;
     /// `acc + x.low * a[0] + x.high * a[1]`, of the 16-bit halves of each word, with a sign.
     fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words;
-    /// Bytes 0 and 2 of each word, and 1 and 3, as 16-bit numbers with a sign.
-    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words);
     /// Byte `i` of each word is bit `4 * group + i` of that word of `x`.
     fn spread_bits(x: Self::Words, group: usize) -> Self::Words;
     /// Each byte, below 16, looked up.
@@ -143,9 +146,19 @@ macro_rules! kernels {
         kernel
     }};
     (@tile $f:tt $simd:ty, $multiply:ty, $activation:ty) => {
-        $crate::generic::kernels! {
-            @fn $f $crate::generic::tile::products::<$simd, $multiply, $activation>,
-            (tile: &[$crate::tile::Line], x: &[&[$activation]], out: &mut [[f32; $crate::tile::ROWS]])
+        $crate::kernels::TileKernel {
+            one: $crate::generic::kernels! {
+                @fn $f $crate::generic::tile::products_with_one::<$simd, $multiply>,
+                (tile: &[$crate::tile::Line], x: &[$activation], out: &mut [f32; $crate::tile::ROWS])
+            },
+            several: $crate::generic::kernels! {
+                @fn $f $crate::generic::tile::products_with_several::<$simd, $multiply>,
+                (
+                    tile: &[$crate::tile::Line],
+                    x: &[<$activation as $crate::activation::Block8>::Packed],
+                    out: &mut [[f32; $crate::tile::ROWS]]
+                )
+            },
         }
     };
     (@float $f:tt $simd:ty, $float:ty) => {

@@ -14,9 +14,10 @@ pub(crate) fn q8_0(x: &[f32], out: &mut [Q8]) {
     for (x, out) in x.as_chunks::<{ Q8::LEN }>().0.iter().zip(out) {
         let amax = largest(x);
         let scale = if amax.is_finite() { amax / 127.0 } else { f32::NAN };
-        out.d = f16::from_f32(scale).to_f32();
-        round(x, 127.0 / amax, amax, &mut out.qs);
-        out.sum = out.qs.iter().map(|&q| i32::from(q)).sum();
+        out.d = [f16::from_f32(scale).to_f32()];
+        let qs = out.qs.as_flattened_mut().as_flattened_mut();
+        round(x, 127.0 / amax, amax, qs);
+        out.sum = [qs.iter().map(|&q| i32::from(q)).sum()];
     }
 }
 
@@ -28,13 +29,14 @@ pub(crate) fn q8_k(x: &[f32], out: &mut [Q8K]) {
         let signed = x[first_of(x, amax)];
         let inverse = -127.0 / signed;
         out.d = match amax {
-            0.0 => 0.0,
-            _ if amax.is_finite() => 1.0 / inverse,
-            _ => f32::NAN,
+            0.0 => [0.0],
+            _ if amax.is_finite() => [1.0 / inverse],
+            _ => [f32::NAN],
         };
-        round(x, inverse, amax, &mut out.qs);
+        let qs = out.qs.as_flattened_mut().as_flattened_mut();
+        round(x, inverse, amax, qs);
         let mut sums = [0; 16];
-        for (sum, qs) in sums.iter_mut().zip(out.qs.as_chunks::<16>().0) {
+        for (sum, qs) in sums.iter_mut().zip(qs.as_chunks::<16>().0) {
             *sum = qs.iter().map(|&q| i16::from(q)).sum();
         }
         out.sums_16 = paired(&sums);
@@ -62,11 +64,11 @@ fn first_of(x: &[f32; Q8K::LEN], amax: f32) -> usize {
 
 /// Of each four sums the first and the third, then the second and the fourth.
 #[inline(always)]
-fn paired<const N: usize, const PAIRS: usize>(sums: &[i16; N]) -> [[i16; 2]; PAIRS] {
-    let mut pairs = [[0; 2]; PAIRS];
+fn paired<const N: usize, const PAIRS: usize>(sums: &[i16; N]) -> [[[i16; 2]; 1]; PAIRS] {
+    let mut pairs = [[[0; 2]]; PAIRS];
     for (pair, out) in pairs.iter_mut().enumerate() {
         let first = pair / 2 * 4 + pair % 2;
-        *out = [sums[first], sums[first + 2]];
+        *out = [[sums[first], sums[first + 2]]];
     }
     pairs
 }

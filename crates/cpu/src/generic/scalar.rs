@@ -151,10 +151,15 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+    fn dot<T: Tiled, const W: usize>(
+        mut acc: Self::Words,
+        q: &[Self::Words],
+        a: &[[[i8; 4]; W]],
+        n: usize,
+    ) -> Self::Words {
         for (q, a) in q.iter().zip(a) {
             for (acc, q) in acc.iter_mut().zip(q) {
-                for (q, &a) in q.to_le_bytes().into_iter().zip(a) {
+                for (q, a) in q.to_le_bytes().into_iter().zip(a[n]) {
                     *acc = acc.wrapping_add((i32::from(q) * i32::from(a)) as u32);
                 }
             }
@@ -167,16 +172,6 @@ impl Simd for Scalar {
         let [low, high] = a.map(i32::from);
         let sum = |x: u32| i32::from(x as i16) * low + i32::from((x >> 16) as i16) * high;
         array::from_fn(|i| acc[i].wrapping_add(sum(x[i]) as u32))
-    }
-
-    #[inline(always)]
-    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
-        let pair = |a: u8, b: u8| {
-            let wide = |byte: u8| u32::from(i16::from(byte as i8) as u16);
-            wide(a) | wide(b) << 16
-        };
-        let bytes = x.map(u32::to_le_bytes);
-        (bytes.map(|b| pair(b[0], b[2])), bytes.map(|b| pair(b[1], b[3])))
     }
 
     #[inline(always)]

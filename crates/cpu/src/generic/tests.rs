@@ -10,8 +10,8 @@ use half::f16;
 use super::{LANES, Simd, lanes::Element, scalar};
 use crate::{
     Isa,
-    activation::{Block8, Floats, Q8, Q8K, pack, packed_len},
-    kernels::{AttentionKernels, IntegerKernel, Kernels},
+    activation::{Block8, Floats, Q8, Q8K, TOGETHER, pack, packed_len},
+    kernels::{AttentionKernels, IntegerKernel, Kernels, TileKernel},
     memory::Plain,
     tile::{Layout, Line, ROWS},
 };
@@ -333,22 +333,24 @@ fn activations_are_rounded_as_their_definition_says() {
             for (found, x) in blocks.iter().zip(x.as_chunks().0) {
                 let mut qs = [0; 32];
                 let d = quantize_q8_0(x, &mut qs);
-                assert_eq!((bits(&[found.d]), found.qs), (bits(&[d]), qs), "{isa} {x:?}");
-                assert_eq!(found.sum, qs.iter().map(|&q| i32::from(q)).sum::<i32>());
+                assert_eq!(bits(&found.d), bits(&[d]), "{isa} {x:?}");
+                assert_eq!(found.qs.as_flattened().as_flattened(), qs, "{isa} {x:?}");
+                assert_eq!(found.sum[0], qs.iter().map(|&q| i32::from(q)).sum::<i32>());
             }
             let mut block = [Q8K::UNWRITTEN];
             (kernels.quantize_q8_k)(&x, &mut block);
             let [found] = block;
             let mut qs = [0; 256];
             let d = quantize_q8_k(x.as_slice().try_into().unwrap(), &mut qs);
-            assert_eq!((bits(&[found.d]), found.qs), (bits(&[d]), qs), "{isa} {x:?}");
+            assert_eq!(bits(&found.d), bits(&[d]), "{isa} {x:?}");
+            assert_eq!(found.qs.as_flattened().as_flattened(), qs, "{isa} {x:?}");
             let sum =
                 |i: usize, n: usize| qs[i * n..][..n].iter().map(|&q| i16::from(q)).sum::<i16>();
             for (pair, first) in [0, 1, 4, 5, 8, 9, 12, 13].into_iter().enumerate() {
-                assert_eq!(found.sums_16[pair], [sum(first, 16), sum(first + 2, 16)]);
+                assert_eq!(found.sums_16[pair], [[sum(first, 16), sum(first + 2, 16)]]);
             }
             for (pair, first) in [0, 1, 4, 5].into_iter().enumerate() {
-                assert_eq!(found.sums_32[pair], [sum(first, 32), sum(first + 2, 32)]);
+                assert_eq!(found.sums_32[pair], [[sum(first, 32), sum(first + 2, 32)]]);
             }
         }
     }
@@ -397,15 +399,34 @@ fn products(
         IntegerKernel::Blocks(kernel) => {
             let mut rounded = vec![Q8::UNWRITTEN; x.len() / Q8::LEN];
             (kernels.quantize_q8_0)(&x, &mut rounded);
-            kernel(tile, &rounded.chunks_exact(rounded.len() / n).collect::<Vec<_>>(), &mut out);
+            multiply(kernel, tile, &rounded, &mut out);
         }
         IntegerKernel::Superblocks(kernel) => {
             let mut rounded = vec![Q8K::UNWRITTEN; x.len() / Q8K::LEN];
             (kernels.quantize_q8_k)(&x, &mut rounded);
-            kernel(tile, &rounded.chunks_exact(rounded.len() / n).collect::<Vec<_>>(), &mut out);
+            multiply(kernel, tile, &rounded, &mut out);
         }
     }
     out.into_flattened()
+}
+
+/// One row as it is, several packed.
+fn multiply<A: Block8>(
+    kernel: TileKernel<A>,
+    tile: &[Line],
+    rounded: &[A],
+    out: &mut [[f32; ROWS]],
+) {
+    if let [out] = out {
+        return (kernel.one)(tile, rounded, out);
+    }
+    let blocks = rounded.len() / out.len();
+    let mut packed = vec![A::Packed::UNWRITTEN; out.len().div_ceil(TOGETHER) * blocks];
+    for (i, block) in rounded.iter().enumerate() {
+        let (row, b) = (i / blocks, i % blocks);
+        block.put(row % TOGETHER, &mut packed[row / TOGETHER * blocks + b]);
+    }
+    (kernel.several)(tile, &packed, out);
 }
 
 fn tiled_types() -> impl Iterator<Item = DType> {

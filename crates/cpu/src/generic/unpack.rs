@@ -63,6 +63,12 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Which half of a tile it is in: 0 or 1.
+    #[inline(always)]
+    pub(crate) fn half(&self) -> usize {
+        self.half
+    }
+
     /// Word `i`, in the [order](Layout) of tiles.
     #[inline(always)]
     pub(crate) fn word<S: Simd>(&self, i: usize) -> S::Words {
@@ -72,11 +78,11 @@ impl<'a> Block<'a> {
     /// 16-bit number `i`, as a half-precision number.
     #[inline(always)]
     pub(crate) fn load_halves<S: Simd>(&self, i: usize) -> S::Lanes {
-        S::load_halves(self.half(i))
+        S::load_halves(self.halves(i))
     }
 
     #[inline(always)]
-    fn half(&self, i: usize) -> &'a [u8; 32] {
+    fn halves(&self, i: usize) -> &'a [u8; 32] {
         &self.lines[self.layout.half_line(i)].0.as_chunks().0[self.half]
     }
 }
@@ -88,9 +94,9 @@ pub(crate) trait Run<S: Simd>: Copy {
 
 /// Those from a place on, loaded when they are wanted.
 #[derive(Clone, Copy)]
-struct Lazy<'a> {
-    block: Block<'a>,
-    at: usize,
+pub(crate) struct Lazy<'a> {
+    pub(crate) block: Block<'a>,
+    pub(crate) at: usize,
 }
 
 impl<S: Simd> Run<S> for Lazy<'_> {
@@ -480,7 +486,7 @@ impl Tiled256 for IQ4_XS {
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
         let low = block.word::<S>(0);
-        let high = S::widen_halves(block.half(1));
+        let high = S::widen_halves(block.halves(1));
         let mut out = [S::splat_word(0); 4];
         for (i, out) in out.iter_mut().take(2).enumerate() {
             // Four nibbles to four bytes, and four crumbs.

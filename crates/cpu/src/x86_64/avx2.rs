@@ -241,14 +241,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+    fn dot<T: Tiled, const W: usize>(
+        mut acc: Self::Words,
+        q: &[Self::Words],
+        a: &[[[i8; 4]; W]],
+        n: usize,
+    ) -> Self::Words {
         // Half by half, so that the quants and sums of one half fit into the registers.
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: as in `splat`; `VNNI` is that of a kernel that may use it.
             *acc = unsafe {
                 match VNNI {
-                    true => dot_vnni(*acc, q, a, i),
-                    false => dot_in_16_bits(*acc, q, a, i, T::BITS),
+                    true => dot_vnni(*acc, q, a, n, i),
+                    false => dot_in_16_bits(*acc, q, a, n, i, T::BITS),
                 }
             };
         }
@@ -262,14 +267,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         both!(|i| unsafe {
             _mm256_add_epi32(acc[i], _mm256_madd_epi16(x[i], _mm256_set1_epi32(pair)))
         })
-    }
-
-    #[inline(always)]
-    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
-        // SAFETY: as in `splat`.
-        let even = both!(|i| unsafe { _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x[i])) });
-        // SAFETY: as in `splat`.
-        (even, both!(|i| unsafe { _mm256_srai_epi16::<8>(x[i]) }))
     }
 
     #[inline(always)]
@@ -361,10 +358,16 @@ unsafe fn splat_bytes(a: &[i8; 4]) -> __m256i {
 /// # Safety
 /// AVX2 and AVX-VNNI.
 #[inline(always)]
-unsafe fn dot_vnni(mut acc: __m256i, q: &[[__m256i; 2]], a: &[[i8; 4]], i: usize) -> __m256i {
+unsafe fn dot_vnni<const W: usize>(
+    mut acc: __m256i,
+    q: &[[__m256i; 2]],
+    a: &[[[i8; 4]; W]],
+    n: usize,
+    i: usize,
+) -> __m256i {
     for (q, a) in q.iter().zip(a) {
         // SAFETY: the caller's promise.
-        acc = unsafe { _mm256_dpbusd_avx_epi32(acc, q[i], splat_bytes(a)) };
+        acc = unsafe { _mm256_dpbusd_avx_epi32(acc, q[i], splat_bytes(&a[n])) };
     }
     acc
 }
@@ -375,10 +378,11 @@ unsafe fn dot_vnni(mut acc: __m256i, q: &[[__m256i; 2]], a: &[[i8; 4]], i: usize
 /// # Safety
 /// AVX2.
 #[inline(always)]
-unsafe fn dot_in_16_bits(
+unsafe fn dot_in_16_bits<const W: usize>(
     mut acc: __m256i,
     q: &[[__m256i; 2]],
-    a: &[[i8; 4]],
+    a: &[[[i8; 4]; W]],
+    n: usize,
     i: usize,
     bits: u32,
 ) -> __m256i {
@@ -388,9 +392,9 @@ unsafe fn dot_in_16_bits(
     for (q, a) in q.chunks(most).zip(a.chunks(most)) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sums = pair_sums(q[0][i], splat_bytes(&a[0]), bits);
+            let mut sums = pair_sums(q[0][i], splat_bytes(&a[0][n]), bits);
             for (q, a) in q[1..].iter().zip(&a[1..]) {
-                sums = _mm256_add_epi16(sums, pair_sums(q[i], splat_bytes(a), bits));
+                sums = _mm256_add_epi16(sums, pair_sums(q[i], splat_bytes(&a[n]), bits));
             }
             acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
         }

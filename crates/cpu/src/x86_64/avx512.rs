@@ -201,10 +201,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn dot<T: Tiled>(mut acc: Self::Words, q: &[Self::Words], a: &[[i8; 4]]) -> Self::Words {
+    fn dot<T: Tiled, const W: usize>(
+        mut acc: Self::Words,
+        q: &[Self::Words],
+        a: &[[[i8; 4]; W]],
+        n: usize,
+    ) -> Self::Words {
         for (&q, a) in q.iter().zip(a) {
             // SAFETY: as in `splat`.
-            acc = unsafe { _mm512_dpbusd_epi32(acc, q, _mm512_set1_epi32(word(a))) };
+            acc = unsafe { _mm512_dpbusd_epi32(acc, q, _mm512_set1_epi32(word(&a[n]))) };
         }
         acc
     }
@@ -214,12 +219,6 @@ impl Simd for Avx512 {
         let pair = i32::from(low as u16) | i32::from(high) << 16;
         // SAFETY: as in `splat`.
         unsafe { _mm512_dpwssd_epi32(acc, x, _mm512_set1_epi32(pair)) }
-    }
-
-    #[inline(always)]
-    fn signed_pairs(x: Self::Words) -> (Self::Words, Self::Words) {
-        // SAFETY: as in `splat`.
-        unsafe { (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)), _mm512_srai_epi16::<8>(x)) }
     }
 
     #[inline(always)]
