@@ -1,8 +1,8 @@
 //! Blocks of 32 weights that share a scale.
 
-use std::slice::from_ref;
+use std::{array, slice::from_ref};
 
-use super::{Halves, plus, stored};
+use super::{Halves, MOST_OF_BOTH, plus, stored};
 use crate::{
     activation::Q8,
     generic::{
@@ -23,15 +23,19 @@ pub(super) fn products<S: Simd, T: Tiled32, const N: usize, const W: usize>(
     for (block, x) in Block::all(tile, &T::LAYOUT).zip(x) {
         if !S::IS_WIDE {
             add_at_once::<S, T, N, W>(block, x, fetch, &mut acc);
-        } else if N == 1 {
-            add_word_by_word::<S, T, N, W>(block, x, &mut acc);
-        } else {
+            continue;
+        }
+        if N > 1 {
             for quarter in 0..4 {
                 block[0].fetch_ahead(0, 1, quarter, fetch);
             }
+        }
+        if N > MOST_OF_BOTH {
             for (block, acc) in block.iter().zip(&mut acc) {
-                add_half::<S, T, N, W>(*block, x, acc);
+                add_word_by_word::<S, T, N, W, 1>([*block], x, array::from_mut(acc));
             }
+        } else {
+            add_word_by_word::<S, T, N, W, 2>(block, x, &mut acc);
         }
     }
     stored::<S, N>(acc)
@@ -66,51 +70,37 @@ fn add_at_once<S: Simd, T: Tiled32, const N: usize, const W: usize>(
     }
 }
 
-/// For a single row.
+/// In `H` halves of a tile.
 #[inline(always)]
-fn add_word_by_word<S: Simd, T: Tiled32, const N: usize, const W: usize>(
-    block: [Block<'_>; 2],
+fn add_word_by_word<S: Simd, T: Tiled32, const N: usize, const W: usize, const H: usize>(
+    block: [Block<'_>; H],
     x: &Q8<W>,
-    acc: &mut Halves<S, N>,
+    acc: &mut [[S::Lanes; N]; H],
 ) {
-    let mut sums = [start::<S, T, W>(x, 0); 2];
-    for (g, a) in x.qs.iter().enumerate() {
-        for (block, sum) in block.iter().zip(&mut sums) {
-            let q = T::quants::<S>(*block, g);
-            *sum = S::now(S::dot::<T, W>(*sum, &[q], from_ref(a), 0));
+    let mut sums = [[S::splat_word(0); N]; H];
+    for n in 0..N {
+        let start = start::<S, T, W>(x, n);
+        for sums in &mut sums {
+            sums[n] = start;
         }
     }
-    for h in 0..2 {
-        let d = S::mul(block[h].load_halves::<S>(0), S::splat(x.d[0]));
-        acc[h][0] = plus::<S>(acc[h][0], d, sums[h]);
+    for_eight!(G, {
+        for (block, sums) in block.iter().zip(&mut sums) {
+            let q = T::quants::<S>(*block, G);
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum = S::now(S::dot::<T, W>(*sum, &[q], from_ref(&x.qs[G]), n));
+            }
+        }
+    });
+    for h in 0..H {
+        let d = block[h].load_halves::<S>(0);
+        for (n, acc) in acc[h].iter_mut().enumerate() {
+            *acc = plus::<S>(*acc, S::mul(d, S::splat(x.d[n])), sums[h][n]);
+        }
     }
     for (block, acc) in block.iter().zip(acc) {
         add_minimum::<S, T, N, W>(*block, x, acc);
     }
-}
-
-/// One half of a tile.
-#[inline(always)]
-fn add_half<S: Simd, T: Tiled32, const N: usize, const W: usize>(
-    block: Block<'_>,
-    x: &Q8<W>,
-    acc: &mut [S::Lanes; N],
-) {
-    let mut sums = [S::splat_word(0); N];
-    for (n, sum) in sums.iter_mut().enumerate() {
-        *sum = start::<S, T, W>(x, n);
-    }
-    for_eight!(G, {
-        let q = T::quants::<S>(block, G);
-        for (n, sum) in sums.iter_mut().enumerate() {
-            *sum = S::now(S::dot::<T, W>(*sum, &[q], from_ref(&x.qs[G]), n));
-        }
-    });
-    let d = block.load_halves::<S>(0);
-    for (n, acc) in acc.iter_mut().enumerate() {
-        *acc = plus::<S>(*acc, S::mul(d, S::splat(x.d[n])), sums[n]);
-    }
-    add_minimum::<S, T, N, W>(block, x, acc);
 }
 
 /// What the sum of row `n` begins with: the zero points of all weights.

@@ -17,7 +17,7 @@
 //!
 //! - Where there are registers enough ([`Simd::IS_WIDE`]) a single row of activations meets each word at once, in the order in which words lie in
 //!   memory. It waits for memory, which is fastest for who reads one line after the other and each once.
-//! - Several rows, too, meet each word at once, but first in one half of the tile, then in the other: so the sums of eight rows stay in registers,
+//! - Several rows, too, meet each word at once, but eight of them first in one half of the tile, then in the other: so all sums stay in registers,
 //!   and nothing but products takes the place of products. Numbers of words are constants there, because so are shifts by constants cheap.
 //! - Elsewhere 32 weights at a time are unpacked into registers, and meet one row after the other.
 
@@ -155,6 +155,9 @@ fn fetched_for_one() -> Fetch {
 fn fetched_for_several(first: bool) -> Fetch {
     if first { Fetch::AtOnce } else { Fetch::No }
 }
+
+/// The most rows that both halves of a tile meet at a time where there are [registers](Simd::IS_WIDE) enough. Sums of more are as many in one half.
+const MOST_OF_BOTH: usize = 4;
 
 /// The products of the two halves of a tile with `N` rows: 16 rows of weights side by side.
 type Halves<S, const N: usize> = [[<S as Simd>::Lanes; N]; 2];

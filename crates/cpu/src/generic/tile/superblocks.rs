@@ -2,7 +2,7 @@
 
 use std::slice::from_ref;
 
-use super::{plus, stored};
+use super::{MOST_OF_BOTH, plus, stored};
 use crate::{
     activation::Q8K,
     generic::{
@@ -21,16 +21,17 @@ pub(super) fn products<S: Simd, T: Tiled256, const N: usize, const W: usize>(
 ) -> [[f32; ROWS]; N] {
     let mut acc = [[S::splat(0.0); N]; 2];
     for (block, x) in Block::all(tile, &T::LAYOUT).zip(x) {
-        if S::IS_WIDE && N > 1 {
+        if S::IS_WIDE && N > MOST_OF_BOTH {
             for (block, acc) in block.iter().zip(&mut acc) {
-                let sums = sums_of_half::<S, T, N, W>(*block, x, fetch);
+                let [sums] = sums_of_several::<S, T, N, W, 1>([*block], x, fetch);
                 add::<S, T, N, W>(*block, x, sums, acc);
             }
             continue;
         }
-        let sums = match S::IS_WIDE {
-            true => sums_word_by_word::<S, T, N, W>(block, x),
-            false => sums_by_32::<S, T, N, W>(block, x, fetch),
+        let sums = match (S::IS_WIDE, N) {
+            (true, 1) => sums_of_one::<S, T, N, W>(block, x),
+            (true, _) => sums_of_several::<S, T, N, W, 2>(block, x, fetch),
+            (false, _) => sums_by_32::<S, T, N, W>(block, x, fetch),
         };
         for h in 0..2 {
             add::<S, T, N, W>(block[h], x, sums[h], &mut acc[h]);
@@ -83,9 +84,9 @@ fn sums_by_32<S: Simd, T: Tiled256, const N: usize, const W: usize>(
     sums
 }
 
-/// The integer sums of a single row.
+/// The integer sums of a single row, word by word in the order of memory.
 #[inline(always)]
-fn sums_word_by_word<S: Simd, T: Tiled256, const N: usize, const W: usize>(
+fn sums_of_one<S: Simd, T: Tiled256, const N: usize, const W: usize>(
     block: [Block<'_>; 2],
     x: &Q8K<W>,
 ) -> [[S::Words; N]; 2] {
@@ -123,36 +124,48 @@ fn sums_word_by_word<S: Simd, T: Tiled256, const N: usize, const W: usize>(
     sums
 }
 
-/// The integer sums of one half of a tile.
+/// The integer sums of several rows in `H` halves of a tile, word by word.
 #[inline(always)]
-fn sums_of_half<S: Simd, T: Tiled256, const N: usize, const W: usize>(
-    block: Block<'_>,
+fn sums_of_several<S: Simd, T: Tiled256, const N: usize, const W: usize, const H: usize>(
+    block: [Block<'_>; H],
     x: &Q8K<W>,
     fetch: Fetch,
-) -> [S::Words; N] {
-    let scales = T::scales::<S>(block);
-    let mut sums = [S::splat_word(0); N];
+) -> [[S::Words; N]; H] {
+    let mut scales = [[S::splat_word(0); 4]; H];
+    for (scales, block) in scales.iter_mut().zip(block) {
+        *scales = T::scales::<S>(block);
+    }
+    let mut sums = [[S::splat_word(0); N]; H];
     for_eight!(J, {
-        // Either half asks for a half of what lies ahead.
-        let eighth = 4 * block.half() + J / 2;
-        block.fetch_ahead(eighth, 8, J % 2 * 2, fetch);
-        block.fetch_ahead(eighth, 8, J % 2 * 2 + 1, fetch);
-        let mut dots = [S::splat_word(0); N];
+        for block in block {
+            // Either half asks for a half of what lies ahead.
+            let eighth = 4 * block.half() + J / 2;
+            block.fetch_ahead(eighth, 8, J % 2 * 2, fetch);
+            block.fetch_ahead(eighth, 8, J % 2 * 2 + 1, fetch);
+        }
+        let mut dots = [[S::splat_word(0); N]; H];
         for_eight!(G, {
             let i = (32 * J + 4 * G) / T::SUB_BLOCK;
             if (4 * G).is_multiple_of(T::SUB_BLOCK) {
-                for (n, dot) in dots.iter_mut().enumerate() {
-                    *dot = start_of::<S, T, W>(x, i, n);
+                for n in 0..N {
+                    let start = start_of::<S, T, W>(x, i, n);
+                    for dots in &mut dots {
+                        dots[n] = start;
+                    }
                 }
             }
-            let q = T::quants::<S>(Lazy { block, at: T::at(J, G) }, J, G);
-            for (n, dot) in dots.iter_mut().enumerate() {
-                *dot = S::now(S::dot::<T, W>(*dot, &[q], from_ref(&x.qs[8 * J + G]), n));
+            for h in 0..H {
+                let q = T::quants::<S>(Lazy { block: block[h], at: T::at(J, G) }, J, G);
+                for (n, dot) in dots[h].iter_mut().enumerate() {
+                    *dot = S::now(S::dot::<T, W>(*dot, &[q], from_ref(&x.qs[8 * J + G]), n));
+                }
             }
             if (4 * G + 4).is_multiple_of(T::SUB_BLOCK) {
-                let scale = scale_of::<S, T>(&scales, i);
-                for (sum, dot) in sums.iter_mut().zip(dots) {
-                    *sum = S::now(S::add_word(*sum, S::mul_word(dot, scale)));
+                for h in 0..H {
+                    let scale = scale_of::<S, T>(&scales[h], i);
+                    for (sum, dot) in sums[h].iter_mut().zip(dots[h]) {
+                        *sum = S::now(S::add_word(*sum, S::mul_word(dot, scale)));
+                    }
                 }
             }
         });
