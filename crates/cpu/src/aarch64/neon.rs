@@ -100,12 +100,6 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
         each!(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
     }
 
-    #[inline(always)]
-    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: as in `splat`.
-        each!(|i| unsafe { vmulq_f32(a[i], b[i]) })
-    }
-
     type Part = float32x4_t;
 
     const PARTS: usize = 4;
@@ -124,6 +118,12 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
         // SAFETY: as in `splat`.
         unsafe { vfmaq_f32(c, a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_part(a: Self::Part, b: Self::Part) -> Self::Part {
+        // SAFETY: as in `splat`.
+        unsafe { vmulq_f32(a, b) }
     }
 
     /// The tree of [`lanes::sum`](crate::generic::lanes::sum).
@@ -145,155 +145,170 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
 
     #[inline(always)]
     fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
-        let words = Self::widen_halves(x);
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(words[i])) })
+        each!(|i| unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(Self::widen_halves(x, i))) })
     }
 
     #[inline(always)]
-    fn load_halves(x: &[u8; 32]) -> Self::Lanes {
-        // SAFETY: as in `splat`; the array is 32 bytes.
-        unsafe { widened([vld1q_u8(x.as_ptr()), vld1q_u8(x[16..].as_ptr())]) }
+    fn load_halves(x: &[u8; 32], part: usize) -> Self::Part {
+        let (quarters, _) = x.as_chunks::<8>();
+        // SAFETY: as in `splat`; each quarter of the array is 8 bytes.
+        unsafe { vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(quarters[part].as_ptr()))) }
     }
 
-    type Words = [uint32x4_t; 4];
+    type Words = uint32x4_t;
 
     #[inline(always)]
-    fn load_line(x: &Line) -> Self::Words {
+    fn load_words(x: &Line, part: usize) -> Self::Words {
         let (quarters, _) = x.0.as_chunks::<16>();
         // SAFETY: as in `splat`; each quarter of a line is 16 bytes.
-        each!(|i| unsafe { vreinterpretq_u32_u8(vld1q_u8(quarters[i].as_ptr())) })
+        unsafe { vreinterpretq_u32_u8(vld1q_u8(quarters[part].as_ptr())) }
     }
 
     #[inline(always)]
-    fn widen_halves(x: &[u8; 32]) -> Self::Words {
-        // SAFETY: as in `splat`; the array is 32 bytes.
-        unsafe {
-            let low = vreinterpretq_u16_u8(vld1q_u8(x.as_ptr()));
-            let high = vreinterpretq_u16_u8(vld1q_u8(x[16..].as_ptr()));
-            [
-                vmovl_u16(vget_low_u16(low)),
-                vmovl_high_u16(low),
-                vmovl_u16(vget_low_u16(high)),
-                vmovl_high_u16(high),
-            ]
-        }
+    fn widen_halves(x: &[u8; 32], part: usize) -> Self::Words {
+        let (quarters, _) = x.as_chunks::<8>();
+        // SAFETY: as in `splat`; each quarter of the array is 8 bytes.
+        unsafe { vmovl_u16(vreinterpret_u16_u8(vld1_u8(quarters[part].as_ptr()))) }
     }
 
     #[inline(always)]
     fn splat_word(x: i32) -> Self::Words {
         // SAFETY: as in `splat`.
-        unsafe { [vdupq_n_u32(x as u32); 4] }
+        unsafe { vdupq_n_u32(x as u32) }
     }
 
     #[inline(always)]
     fn and(x: Self::Words, mask: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { vandq_u32(x[i], vdupq_n_u32(mask)) })
+        unsafe { vandq_u32(x, vdupq_n_u32(mask)) }
     }
 
     #[inline(always)]
     fn xor(x: Self::Words, mask: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { veorq_u32(x[i], vdupq_n_u32(mask)) })
+        unsafe { veorq_u32(x, vdupq_n_u32(mask)) }
     }
 
     #[inline(always)]
     fn or(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { vorrq_u32(a[i], b[i]) })
+        unsafe { vorrq_u32(a, b) }
     }
 
     #[inline(always)]
     fn shl(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { vshlq_u32(x[i], vdupq_n_s32(bits as i32)) })
+        unsafe { vshlq_u32(x, vdupq_n_s32(bits as i32)) }
     }
 
     #[inline(always)]
     fn shr(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`. To the right is to the left by less than nothing.
-        each!(|i| unsafe { vshlq_u32(x[i], vdupq_n_s32(-(bits as i32))) })
+        unsafe { vshlq_u32(x, vdupq_n_s32(-(bits as i32))) }
     }
 
     #[inline(always)]
     fn sar(x: Self::Words, bits: u32) -> Self::Words {
         let bits = -(bits as i32);
         // SAFETY: as in `splat`.
-        each!(|i| unsafe {
-            vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(x[i]), vdupq_n_s32(bits)))
-        })
+        unsafe { vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(x), vdupq_n_s32(bits))) }
     }
 
     #[inline(always)]
     fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { vaddq_u32(a[i], b[i]) })
+        unsafe { vaddq_u32(a, b) }
     }
 
     #[inline(always)]
     fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { vmulq_u32(a[i], b[i]) })
+        unsafe { vmulq_u32(a, b) }
     }
 
     #[inline(always)]
-    fn to_lanes(x: Self::Words) -> Self::Lanes {
+    fn to_part(x: Self::Words) -> Self::Part {
         // SAFETY: as in `splat`.
-        each!(|i| unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(x[i])) })
+        unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(x)) }
+    }
+
+    /// With dot products four sums, and nothing; without them sums of 16 bits, of the words 0 and 1 and of 2 and 3.
+    type Dots = [int32x4_t; 2];
+
+    const NARROW: bool = !DOTPROD;
+
+    #[inline(always)]
+    fn dots(start: i32) -> Self::Dots {
+        // SAFETY: as in `splat`.
+        unsafe { [vdupq_n_s32(start); 2] }
     }
 
     #[inline(always)]
-    fn dot<T: Tiled, const W: usize>(
-        acc: Self::Words,
-        q: &[Self::Words],
-        a: &[[[i8; 4]; W]],
-        n: usize,
-    ) -> Self::Words {
-        // Register by register, so that the quants and sums of one fit beside what else there is.
+    fn dot<T: Tiled>([first, second]: Self::Dots, q: Self::Words, a: &[i8; 4]) -> Self::Dots {
         // SAFETY: as in `splat`; `DOTPROD` is that of a kernel that may use it.
-        each!(|i| unsafe {
-            let acc = vreinterpretq_s32_u32(acc[i]);
-            vreinterpretq_u32_s32(match DOTPROD {
-                true => dot_at_once(acc, q, a, n, i),
-                false => dot_in_16_bits(acc, q, a, n, i, T::BITS),
-            })
-        })
+        unsafe {
+            let (q, a) = (vreinterpretq_s8_u32(q), vreinterpretq_s8_s32(vdupq_n_s32(word(a))));
+            if DOTPROD {
+                return [sdot(first, q, a), second];
+            }
+            let (first, second) = (vreinterpretq_s16_s32(first), vreinterpretq_s16_s32(second));
+            let first = vmlal_s8(first, vget_low_s8(q), vget_low_s8(a));
+            let second = vmlal_high_s8(second, q, a);
+            [vreinterpretq_s32_s16(first), vreinterpretq_s32_s16(second)]
+        }
+    }
+
+    #[inline(always)]
+    fn add_dots(acc: Self::Words, dots: Self::Dots, scale: Self::Words) -> Self::Words {
+        Self::add_word(acc, Self::mul_word(Self::to_words(dots), scale))
+    }
+
+    #[inline(always)]
+    fn to_words([first, second]: Self::Dots) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe {
+            if DOTPROD {
+                return vreinterpretq_u32_s32(first);
+            }
+            let (first, second) = (vreinterpretq_s16_s32(first), vreinterpretq_s16_s32(second));
+            vreinterpretq_u32_s32(vpaddlq_s16(vpaddq_s16(first, second)))
+        }
     }
 
     #[inline(always)]
     fn dot_pairs(acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
         let pair = i32::from(low as u16) | i32::from(high) << 16;
         // SAFETY: as in `splat`.
-        each!(|i| unsafe {
-            let (x, a) = (vreinterpretq_s16_u32(x[i]), vreinterpretq_s16_s32(vdupq_n_s32(pair)));
+        unsafe {
+            let (x, a) = (vreinterpretq_s16_u32(x), vreinterpretq_s16_s32(vdupq_n_s32(pair)));
             let first = vmull_s16(vget_low_s16(x), vget_low_s16(a));
             let sums = vpaddq_s32(first, vmull_high_s16(x, a));
-            vaddq_u32(acc[i], vreinterpretq_u32_s32(sums))
-        })
+            vaddq_u32(acc, vreinterpretq_u32_s32(sums))
+        }
     }
 
     #[inline(always)]
-    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
+    fn spread_bits(x: Self::Words, group: usize, to: u32) -> Self::Words {
         const FIRST_OF_WORD: [u8; 16] = [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
         // SAFETY: as in `splat`; the array is 16 bytes.
-        each!(|i| unsafe {
+        unsafe {
             let byte = vdupq_n_u8(group as u8 / 2);
             let byte = vaddq_u8(vld1q_u8(FIRST_OF_WORD.as_ptr()), byte);
-            let bytes = vqtbl1q_u8(vreinterpretq_u8_u32(x[i]), byte);
+            let bytes = vqtbl1q_u8(vreinterpretq_u8_u32(x), byte);
             let bit = vdupq_n_u32(0x0804_0201 << (4 * (group as u32 % 2)));
             let is_set = vtstq_u8(bytes, vreinterpretq_u8_u32(bit));
-            vreinterpretq_u32_u8(vandq_u8(is_set, vdupq_n_u8(1)))
-        })
+            vreinterpretq_u32_u8(vandq_u8(is_set, vdupq_n_u8(1 << to)))
+        }
     }
 
     #[inline(always)]
     fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
         // SAFETY: as in `splat`; the table is 16 bytes.
-        each!(|i| unsafe {
+        unsafe {
             let table = vld1q_u8(table.as_ptr());
-            vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(x[i])))
-        })
+            vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(x)))
+        }
     }
 }
 
@@ -315,101 +330,21 @@ unsafe fn widened([low, high]: [uint8x16_t; 2]) -> [float32x4_t; 4] {
     }
 }
 
-/// `acc` and four products of bytes in each word: those of `q` with the four bytes `LANE` of `a`.
+/// `acc` and four products of bytes in each word: those of `q` with those of `a`.
 ///
 /// # Safety
 /// NEON and its dot products.
 #[inline(always)]
-pub(super) unsafe fn sdot<const LANE: usize>(
-    mut acc: int32x4_t,
-    q: int8x16_t,
-    a: int8x16_t,
-) -> int32x4_t {
+pub(super) unsafe fn sdot(mut acc: int32x4_t, q: int8x16_t, a: int8x16_t) -> int32x4_t {
     // SAFETY: the caller's promise; nothing but `acc` changes.
     unsafe {
         asm!(
-            "sdot {acc:v}.4s, {q:v}.16b, {a:v}.4b[{lane}]",
+            "sdot {acc:v}.4s, {q:v}.16b, {a:v}.16b",
             acc = inout(vreg) acc,
             q = in(vreg) q,
             a = in(vreg) a,
-            lane = const LANE,
             options(pure, nomem, nostack, preserves_flags)
         );
     }
     acc
-}
-
-/// See [`Simd::dot`], for register `i` of the words.
-///
-/// # Safety
-/// NEON and its dot products.
-#[inline(always)]
-unsafe fn dot_at_once<const W: usize>(
-    mut acc: int32x4_t,
-    q: &[[uint32x4_t; 4]],
-    a: &[[[i8; 4]; W]],
-    n: usize,
-    i: usize,
-) -> int32x4_t {
-    // Of a row alone the bytes of four words lie side by side.
-    let side_by_side = if W == 1 { q.len() / 4 * 4 } else { 0 };
-    let ((q, q_rest), (a, a_rest)) = (q.split_at(side_by_side), a.split_at(side_by_side));
-    let ((q, _), (a, _)) = (q.as_chunks::<4>(), a.as_chunks::<4>());
-    // SAFETY: the caller's promise; four times four `a` are 16 bytes.
-    unsafe {
-        for (q, a) in q.iter().zip(a) {
-            let a = vld1q_s8(a.as_flattened().as_flattened().as_ptr());
-            acc = sdot::<0>(acc, vreinterpretq_s8_u32(q[0][i]), a);
-            acc = sdot::<1>(acc, vreinterpretq_s8_u32(q[1][i]), a);
-            acc = sdot::<2>(acc, vreinterpretq_s8_u32(q[2][i]), a);
-            acc = sdot::<3>(acc, vreinterpretq_s8_u32(q[3][i]), a);
-        }
-        for (q, a) in q_rest.iter().zip(a_rest) {
-            acc = sdot::<0>(acc, vreinterpretq_s8_u32(q[i]), splat_bytes(&a[n]));
-        }
-    }
-    acc
-}
-
-/// The same without dot products: products of bytes are 16 bits wide, and so many of them are added before they are
-/// widened as can not overflow, even in pairs.
-///
-/// # Safety
-/// NEON.
-#[inline(always)]
-unsafe fn dot_in_16_bits<const W: usize>(
-    mut acc: int32x4_t,
-    q: &[[uint32x4_t; 4]],
-    a: &[[[i8; 4]; W]],
-    n: usize,
-    i: usize,
-    bits: u32,
-) -> int32x4_t {
-    // With a sign the largest magnitude of 8 bits is 128.
-    let largest = if bits == 8 { 128 } else { (1 << bits) - 1 };
-    let most = (i16::MAX as usize / (2 * 127 * largest)).min(8);
-    for (q, a) in q.chunks(most).zip(a.chunks(most)) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            // Of the words 0 and 1, and 2 and 3.
-            let mut sums = [vdupq_n_s16(0); 2];
-            for (q, a) in q.iter().zip(a) {
-                let (q, a) = (vreinterpretq_s8_u32(q[i]), splat_bytes(&a[n]));
-                sums[0] = vmlal_s8(sums[0], vget_low_s8(q), vget_low_s8(a));
-                sums[1] = vmlal_high_s8(sums[1], q, a);
-            }
-            acc = vpadalq_s16(acc, vpaddq_s16(sums[0], sums[1]));
-        }
-    }
-    acc
-}
-
-/// Four bytes in each word.
-///
-/// # Safety
-/// NEON.
-#[inline(always)]
-unsafe fn splat_bytes(a: &[i8; 4]) -> int8x16_t {
-    // SAFETY: the caller's promise.
-    unsafe { vreinterpretq_s8_s32(vdupq_n_s32(word(a))) }
 }

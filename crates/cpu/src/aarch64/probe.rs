@@ -44,7 +44,7 @@ pub(crate) fn int8_neondot(rounds: usize, out: &mut f32) {
     for _ in 0..rounds {
         for sum in &mut sums {
             // SAFETY: this function's features.
-            *sum = unsafe { neon::sdot::<0>(*sum, a, b) };
+            *sum = unsafe { neon::sdot(*sum, a, b) };
         }
     }
     for sum in sums {

@@ -51,7 +51,11 @@ impl Float for F16 {
 
     #[inline(always)]
     fn load<S: Simd>(group: &Self::Group) -> S::Lanes {
-        S::load_halves(group)
+        let mut lanes = S::splat(0.0);
+        for i in 0..S::PARTS {
+            S::set_part(&mut lanes, i, S::load_halves(group, i));
+        }
+        lanes
     }
 }
 

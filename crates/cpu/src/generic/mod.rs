@@ -43,7 +43,7 @@ pub(crate) trait Simd {
     /// Whether bytes of 8 bits are multiplied with their sign, and not with 128 added to them.
     const SIGNED: bool = false;
 
-    /// Whether 16 sums of words stay in registers, and [`dot`](Self::dot) adds one word to them as fast as several.
+    /// Whether the sums of a word of both halves of a tile stay in registers.
     const IS_WIDE: bool = false;
 
     fn splat(x: f32) -> Self::Lanes;
@@ -52,8 +52,6 @@ pub(crate) trait Simd {
     fn store(x: Self::Lanes) -> [f32; LANES];
     /// `a * b + c`, fused.
     fn fma(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
-
-    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
     /// The lanes of one register.
     type Part: Copy;
@@ -65,6 +63,7 @@ pub(crate) trait Simd {
     fn set_part(x: &mut Self::Lanes, i: usize, part: Self::Part);
     /// As [`fma`](Self::fma).
     fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part;
+    fn mul_part(a: Self::Part, b: Self::Part) -> Self::Part;
 
     /// The tree of [`lanes::sum`].
     fn sum(x: Self::Lanes) -> f32;
@@ -77,21 +76,21 @@ pub(crate) trait Simd {
     fn load_f32(x: &[u8; 64]) -> Self::Lanes;
     /// Little-endian upper halves of floats.
     fn load_bf16(x: &[u8; 32]) -> Self::Lanes;
-    /// Little-endian half-precision numbers, exactly.
-    fn load_halves(x: &[u8; 32]) -> Self::Lanes;
+    /// Part `part` of little-endian half-precision numbers, exactly.
+    fn load_halves(x: &[u8; 32], part: usize) -> Self::Part;
 
-    /// A word in each of [`LANES`] lanes: a number, or four bytes. Arithmetic wraps.
+    /// A word in each lane of a register: a number, or four bytes. Arithmetic wraps.
     type Words: Copy;
 
-    /// Those of [wide](Self::IS_WIDE) instruction sets are loaded in the order of the source.
-    fn load_line(x: &Line) -> Self::Words;
+    /// Part `part` of a line. Those of [wide](Self::IS_WIDE) instruction sets are loaded in the order of the source.
+    fn load_words(x: &Line, part: usize) -> Self::Words;
     /// The same number; wide instruction sets compute it before they load a line that comes later in the source.
     #[inline(always)]
     fn now(x: Self::Words) -> Self::Words {
         x
     }
-    /// Little-endian 16-bit numbers, as numbers without a sign.
-    fn widen_halves(x: &[u8; 32]) -> Self::Words;
+    /// Part `part` of little-endian 16-bit numbers, as numbers without a sign.
+    fn widen_halves(x: &[u8; 32], part: usize) -> Self::Words;
     fn splat_word(x: i32) -> Self::Words;
     fn and(x: Self::Words, mask: u32) -> Self::Words;
     fn xor(x: Self::Words, mask: u32) -> Self::Words;
@@ -104,20 +103,50 @@ pub(crate) trait Simd {
     fn add_word(a: Self::Words, b: Self::Words) -> Self::Words;
     fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words;
     /// To the nearest float, ties to even.
-    fn to_lanes(x: Self::Words) -> Self::Lanes;
+    fn to_part(x: Self::Words) -> Self::Part;
 
-    /// `acc + sum(q[g].byte[i] * a[g][n][i])`. The bytes of `q` are those of a `T`: they have no sign, but for those of 8 bits if
+    /// Sums of products of bytes for each lane.
+    type Dots: Copy;
+
+    /// Whether [`Dots`](Self::Dots) are several numbers of 16 bits for each lane, and not one of 32.
+    const NARROW: bool = false;
+
+    /// What sums begin with: `start`, which is 0 where they are [narrow](Self::NARROW).
+    fn dots(start: i32) -> Self::Dots;
+    /// `dots + sum(q.byte[i] * a[i])`. The bytes of `q` are those of a `T`: they have no sign, but for those of 8 bits if
     /// [`SIGNED`](Self::SIGNED). No `a` is -128.
-    fn dot<T: Tiled, const W: usize>(
-        acc: Self::Words,
-        q: &[Self::Words],
-        a: &[[[i8; 4]; W]],
-        n: usize,
-    ) -> Self::Words;
+    fn dot<T: Tiled>(dots: Self::Dots, q: Self::Words, a: &[i8; 4]) -> Self::Dots;
+    /// As [`now`](Self::now).
+    #[inline(always)]
+    fn dots_now(x: Self::Dots) -> Self::Dots {
+        x
+    }
+    /// Byte `i` of each word as [`add_dots`](Self::add_dots) wants it.
+    #[inline(always)]
+    fn scale(words: Self::Words, i: u32, signed: bool) -> Self::Words {
+        let top = Self::shl(words, 24 - 8 * i);
+        if signed { Self::sar(top, 24) } else { Self::shr(top, 24) }
+    }
+    /// `acc + dots * scale`.
+    fn add_dots(acc: Self::Words, dots: Self::Dots, scale: Self::Words) -> Self::Words;
+    /// The sums as numbers.
+    fn to_words(dots: Self::Dots) -> Self::Words;
+
+    /// The bytes `odd` and `odd + 2` of each word as 16-bit numbers.
+    #[inline(always)]
+    fn pairs(words: Self::Words, odd: u32, signed: bool) -> Self::Words {
+        let first = Self::and(Self::shr(words, 8 * odd), 0x00ff_00ff);
+        if !signed {
+            return first;
+        }
+        // Where the top bit is set, the bits above it are, too: 255 times that bit, one byte up.
+        let sign = Self::and(Self::shr(first, 7), 0x0001_0001);
+        Self::or(first, Self::mul_word(sign, Self::splat_word(0xff00)))
+    }
     /// `acc + x.low * a[0] + x.high * a[1]`, of the 16-bit halves of each word, with a sign.
     fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words;
-    /// Byte `i` of each word is bit `4 * group + i` of that word of `x`.
-    fn spread_bits(x: Self::Words, group: usize) -> Self::Words;
+    /// Bit `to` of byte `i` of each word is bit `4 * group + i` of that word of `x`; the others are 0.
+    fn spread_bits(x: Self::Words, group: usize, to: u32) -> Self::Words;
     /// Each byte, below 16, looked up.
     fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words;
 }

@@ -1,7 +1,7 @@
 //! Tiles of each stored type as the integer dot products want them: one byte per weight, integer scales.
 //!
-//! The layouts are documented on the block types of [`apr_tensor::block`]. Here each word stands 16 times, once for each
-//! row of half a [tile](crate::tile), so what is written for one word happens to 16 rows.
+//! The layouts are documented on the block types of [`apr_tensor::block`]. Here each word stands once for each row of a part of a
+//! [tile](crate::tile), so what is written for one word happens to all of them.
 
 use apr_tensor::{
     DType,
@@ -26,31 +26,43 @@ pub(crate) enum Fetch {
     InSteps,
 }
 
-/// A block of each of the 16 rows of one half of a tile.
+/// A block of each row of one part of a tile: of as many rows as a register has lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
     lines: &'a [Line],
     layout: &'static Layout,
-    half: usize,
+    part: usize,
 }
 
 impl<'a> Block<'a> {
-    /// The blocks of a tile, in both of its halves.
+    /// The blocks of a tile, of its first part each.
     #[inline(always)]
-    pub(crate) fn all(
-        tile: &'a [Line],
-        layout: &'static Layout,
-    ) -> impl Iterator<Item = [Self; 2]> {
-        let blocks = tile.chunks_exact(layout.lines());
-        blocks.map(move |lines| [Self { lines, layout, half: 0 }, Self { lines, layout, half: 1 }])
+    pub(crate) fn all(tile: &'a [Line], layout: &'static Layout) -> impl Iterator<Item = Self> {
+        tile.chunks_exact(layout.lines()).map(move |lines| Self { lines, layout, part: 0 })
     }
 
-    /// Asks for what will be read some blocks later: share `i` of `shares`, of which quarter `quarter`. A core that is asked for too much at a time
-    /// has none of it in time.
+    /// The same of the `N` parts from `first` on.
     #[inline(always)]
-    pub(crate) fn fetch_ahead(&self, i: usize, shares: usize, quarter: usize, fetch: Fetch) {
-        let len = self.layout.lines().div_ceil(shares);
-        for line in i * len + len * quarter / 4..i * len + len * (quarter + 1) / 4 {
+    pub(crate) fn parts<const N: usize>(self, first: usize) -> [Self; N] {
+        let mut parts = [self; N];
+        for (i, part) in parts.iter_mut().enumerate() {
+            part.part = first + i;
+        }
+        parts
+    }
+
+    /// Asks for what will be read some blocks later: share `i` of `shares` of what falls to `P` parts, of which this is the first. A core that is asked for
+    /// too much at a time has none of it in time.
+    #[inline(always)]
+    pub(crate) fn fetch_ahead<S: Simd, const P: usize>(
+        &self,
+        i: usize,
+        shares: usize,
+        fetch: Fetch,
+    ) {
+        let lines = self.layout.lines();
+        let (i, shares) = (shares * self.part / P + i, shares * (2 * S::PARTS) / P);
+        for line in lines * i / shares..lines * (i + 1) / shares {
             let ahead = |bytes| self.lines.as_ptr().wrapping_add(line).wrapping_byte_add(bytes);
             match fetch {
                 Fetch::No => {}
@@ -63,27 +75,41 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Which half of a tile it is in: 0 or 1.
-    #[inline(always)]
-    pub(crate) fn half(&self) -> usize {
-        self.half
-    }
-
     /// Word `i`, in the [order](Layout) of tiles.
     #[inline(always)]
     pub(crate) fn word<S: Simd>(&self, i: usize) -> S::Words {
-        S::load_line(&self.lines[self.layout.lead + 2 * i + self.half])
+        let lines = &self.lines[self.layout.lead + 2 * i..][..2];
+        S::load_words(&lines[self.half::<S>()], self.part % S::PARTS)
+    }
+
+    /// The words of a `T` that hold the weights `32j .. 32j + 32`.
+    #[inline(always)]
+    pub(crate) fn run<T: Tiled256>(&self, j: usize) -> Lazy<'a> {
+        let lines = &self.lines[self.layout.lead + 2 * T::at(j, 0)..][..2 * T::RUN];
+        Lazy { lines, part: self.part, at: 0 }
+    }
+
+    /// Which half of the tile it is in: compilers see that there are two.
+    #[inline(always)]
+    fn half<S: Simd>(&self) -> usize {
+        self.part / S::PARTS % 2
     }
 
     /// 16-bit number `i`, as a half-precision number.
     #[inline(always)]
-    pub(crate) fn load_halves<S: Simd>(&self, i: usize) -> S::Lanes {
-        S::load_halves(self.halves(i))
+    pub(crate) fn load_halves<S: Simd>(&self, i: usize) -> S::Part {
+        S::load_halves(self.halves::<S>(i), self.part % S::PARTS)
+    }
+
+    /// The same as a number without a sign.
+    #[inline(always)]
+    fn widen_halves<S: Simd>(&self, i: usize) -> S::Words {
+        S::widen_halves(self.halves::<S>(i), self.part % S::PARTS)
     }
 
     #[inline(always)]
-    fn halves(&self, i: usize) -> &'a [u8; 32] {
-        &self.lines[self.layout.half_line(i)].0.as_chunks().0[self.half]
+    fn halves<S: Simd>(&self, i: usize) -> &'a [u8; 32] {
+        &self.lines[self.layout.half_line(i)].0.as_chunks().0[self.half::<S>()]
     }
 }
 
@@ -95,14 +121,24 @@ pub(crate) trait Run<S: Simd>: Copy {
 /// Those from a place on, loaded when they are wanted.
 #[derive(Clone, Copy)]
 pub(crate) struct Lazy<'a> {
-    pub(crate) block: Block<'a>,
-    pub(crate) at: usize,
+    lines: &'a [Line],
+    part: usize,
+    at: usize,
+}
+
+impl Lazy<'_> {
+    /// Those that hold the weights `4g .. 4g + 4` of 32 of a `T`.
+    #[inline(always)]
+    pub(crate) fn group<T: Tiled256>(self, g: usize) -> Self {
+        Self { at: T::at(0, g) - T::at(0, 0), ..self }
+    }
 }
 
 impl<S: Simd> Run<S> for Lazy<'_> {
     #[inline(always)]
     fn get(self, i: usize) -> S::Words {
-        self.block.word::<S>(self.at + i)
+        let line = 2 * (self.at + i) + self.part / S::PARTS % 2;
+        S::load_words(&self.lines[line], self.part % S::PARTS)
     }
 }
 
@@ -129,32 +165,21 @@ pub(crate) trait Tiled {
     const ZERO: i32;
     /// Whether the second half of a block is the (scale of the) minimum.
     const MIN: bool;
+}
 
-    /// What a byte is for the weight 0.
-    #[inline(always)]
-    fn zero<S: Simd>() -> i32 {
-        if S::SIGNED && Self::BITS == 8 { 0 } else { Self::ZERO }
-    }
+/// What a byte of a `T` is for the weight 0.
+pub(crate) const fn zero<S: Simd, T: Tiled>() -> i32 {
+    if S::SIGNED && T::BITS == 8 { 0 } else { T::ZERO }
 }
 
 /// Types of 32 weights that share a scale: weight `i` is `scale * (byte[i] - zero) + min`.
 pub(crate) trait Tiled32: Tiled {
     /// The weights `4g .. 4g + 4`.
     fn quants<S: Simd>(block: Block<'_>, g: usize) -> S::Words;
-
-    /// All of them.
-    #[inline(always)]
-    fn unpacked<S: Simd>(block: Block<'_>) -> [S::Words; 8] {
-        let mut q = [S::splat_word(0); 8];
-        for (g, q) in q.iter_mut().enumerate() {
-            *q = Self::quants::<S>(block, g);
-        }
-        q
-    }
 }
 
 /// Types of 256 weights, in sub-blocks: weight `i` is `d * scale * (byte[i] - zero) - dmin * min`.
-pub(crate) trait Tiled256: Tiled {
+pub(crate) trait Tiled256: Tiled + Sized {
     /// 16 or 32.
     const SUB_BLOCK: usize;
     /// Whether scales are signed bytes.
@@ -163,21 +188,13 @@ pub(crate) trait Tiled256: Tiled {
     const TOGETHER: usize;
     /// So many words hold four of each of those 32.
     const WORDS: usize;
+    /// So many hold all of them.
+    const RUN: usize = 8 * Self::WORDS;
 
     /// The first of the words that hold the weights `32j + 4g .. 32j + 4g + 4`.
     fn at(j: usize, g: usize) -> usize;
     /// Those weights, from the words there.
     fn quants<S: Simd>(words: impl Run<S>, j: usize, g: usize) -> S::Words;
-
-    /// The weights `32j .. 32j + 32`.
-    #[inline(always)]
-    fn unpacked<S: Simd>(block: Block<'_>, j: usize) -> [S::Words; 8] {
-        let mut q = [S::splat_word(0); 8];
-        for (g, q) in q.iter_mut().enumerate() {
-            *q = Self::quants::<S>(Lazy { block, at: Self::at(j, g) }, j, g);
-        }
-        q
-    }
 
     /// Byte `i % 4` of word `i / 4` is the scale of sub-block `i`.
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4];
@@ -220,7 +237,7 @@ fn nibbles<S: Simd>(word: S::Words, g: usize) -> S::Words {
 /// The same, with a fifth bit each: bit `i` of `high` is that of weight `i`.
 #[inline(always)]
 fn five_bits<S: Simd>(high: S::Words, word: S::Words, g: usize) -> S::Words {
-    S::or(nibbles::<S>(word, g), S::shl(S::spread_bits(high, g), 4))
+    S::or(nibbles::<S>(word, g), S::spread_bits(high, g, 4))
 }
 
 /// The same looked up.
@@ -472,6 +489,7 @@ impl Tiled256 for IQ4_XS {
     const SIGNED_SCALES: bool = true;
     const TOGETHER: usize = 1;
     const WORDS: usize = 1;
+    const RUN: usize = 4;
 
     #[inline(always)]
     fn at(j: usize, g: usize) -> usize {
@@ -486,7 +504,7 @@ impl Tiled256 for IQ4_XS {
     #[inline(always)]
     fn scales<S: Simd>(block: Block<'_>) -> [S::Words; 4] {
         let low = block.word::<S>(0);
-        let high = S::widen_halves(block.halves(1));
+        let high = block.widen_halves::<S>(1);
         let mut out = [S::splat_word(0); 4];
         for (i, out) in out.iter_mut().take(2).enumerate() {
             // Four nibbles to four bytes, and four crumbs.

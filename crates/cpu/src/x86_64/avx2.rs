@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: 32 bytes at a time; with AVX-VNNI or without.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use half::f16;
 
@@ -97,12 +97,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
 
-    #[inline(always)]
-    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: as in `splat`.
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-    }
-
     type Part = __m256;
 
     const PARTS: usize = 2;
@@ -121,6 +115,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
         // SAFETY: as in `splat`.
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn mul_part(a: Self::Part, b: Self::Part) -> Self::Part {
+        // SAFETY: as in `splat`.
+        unsafe { _mm256_mul_ps(a, b) }
     }
 
     #[inline(always)]
@@ -152,147 +152,216 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
-        let words = Self::widen_halves(x);
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[i])) })
+        both!(|i| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(Self::widen_halves(x, i))) })
     }
 
     #[inline(always)]
-    fn load_halves(x: &[u8; 32]) -> Self::Lanes {
+    fn load_halves(x: &[u8; 32], part: usize) -> Self::Part {
         let (halves, _) = x.as_chunks::<16>();
         // SAFETY: as in `splat`; each half of the array is 16 bytes.
-        both!(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(halves[i].as_ptr().cast())) })
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(halves[part].as_ptr().cast())) }
     }
 
-    type Words = [__m256i; 2];
+    type Words = __m256i;
 
     #[inline(always)]
-    fn load_line(x: &Line) -> Self::Words {
+    fn load_words(x: &Line, part: usize) -> Self::Words {
         let (halves, _) = x.0.as_chunks::<32>();
         // SAFETY: as in `splat`; each half of a line is 32 bytes, and aligned to as many.
-        both!(|i| unsafe { _mm256_load_si256(halves[i].as_ptr().cast()) })
+        unsafe { _mm256_load_si256(halves[part].as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn widen_halves(x: &[u8; 32]) -> Self::Words {
+    fn now(x: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe { now(x) }
+    }
+
+    #[inline(always)]
+    fn widen_halves(x: &[u8; 32], part: usize) -> Self::Words {
         let (halves, _) = x.as_chunks::<16>();
         // SAFETY: as in `splat`; each half of the array is 16 bytes.
-        both!(|i| unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(halves[i].as_ptr().cast())) })
+        unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(halves[part].as_ptr().cast())) }
     }
 
     #[inline(always)]
     fn splat_word(x: i32) -> Self::Words {
         // SAFETY: as in `splat`.
-        [unsafe { _mm256_set1_epi32(x) }; 2]
+        unsafe { _mm256_set1_epi32(x) }
     }
 
     #[inline(always)]
     fn and(x: Self::Words, mask: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_and_si256(x[i], _mm256_set1_epi32(mask as i32)) })
+        unsafe { _mm256_and_si256(x, _mm256_set1_epi32(mask as i32)) }
     }
 
     #[inline(always)]
     fn xor(x: Self::Words, mask: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_xor_si256(x[i], _mm256_set1_epi32(mask as i32)) })
+        unsafe { _mm256_xor_si256(x, _mm256_set1_epi32(mask as i32)) }
     }
 
     #[inline(always)]
     fn or(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_or_si256(a[i], b[i]) })
+        unsafe { _mm256_or_si256(a, b) }
     }
 
     #[inline(always)]
     fn shl(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_sll_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+        unsafe { _mm256_sll_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
     }
 
     #[inline(always)]
     fn shr(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_srl_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+        unsafe { _mm256_srl_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
     }
 
     #[inline(always)]
     fn sar(x: Self::Words, bits: u32) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_sra_epi32(x[i], _mm_cvtsi32_si128(bits as i32)) })
+        unsafe { _mm256_sra_epi32(x, _mm_cvtsi32_si128(bits as i32)) }
     }
 
     #[inline(always)]
     fn add_word(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_add_epi32(a[i], b[i]) })
+        unsafe { _mm256_add_epi32(a, b) }
     }
 
     #[inline(always)]
     fn mul_word(a: Self::Words, b: Self::Words) -> Self::Words {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_mullo_epi32(a[i], b[i]) })
+        unsafe { _mm256_mullo_epi32(a, b) }
     }
 
     #[inline(always)]
-    fn to_lanes(x: Self::Words) -> Self::Lanes {
+    fn to_part(x: Self::Words) -> Self::Part {
         // SAFETY: as in `splat`.
-        both!(|i| unsafe { _mm256_cvtepi32_ps(x[i]) })
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+
+    /// Without VNNI two numbers of 16 bits, the sums of two products of bytes each.
+    type Dots = __m256i;
+
+    const NARROW: bool = !VNNI;
+
+    #[inline(always)]
+    fn dots(start: i32) -> Self::Dots {
+        Self::splat_word(start)
     }
 
     #[inline(always)]
-    fn dot<T: Tiled, const W: usize>(
-        mut acc: Self::Words,
-        q: &[Self::Words],
-        a: &[[[i8; 4]; W]],
-        n: usize,
-    ) -> Self::Words {
-        // Half by half, so that the quants and sums of one half fit into the registers.
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as in `splat`; `VNNI` is that of a kernel that may use it.
-            *acc = unsafe {
-                match VNNI {
-                    true => dot_vnni(*acc, q, a, n, i),
-                    false => dot_in_16_bits(*acc, q, a, n, i, T::BITS),
+    fn dot<T: Tiled>(dots: Self::Dots, q: Self::Words, a: &[i8; 4]) -> Self::Dots {
+        // SAFETY: as in `splat`; `VNNI` is that of a kernel that may use it.
+        unsafe {
+            let a = _mm256_set1_epi32(word(a));
+            match (VNNI, T::BITS) {
+                (true, _) => _mm256_dpbusd_avx_epi32(dots, q, a),
+                // These have a sign, which goes to the other factor.
+                (false, 8) => {
+                    let products = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q));
+                    _mm256_add_epi16(dots, products)
                 }
-            };
+                (false, _) => _mm256_add_epi16(dots, _mm256_maddubs_epi16(q, a)),
+            }
         }
-        acc
+    }
+
+    #[inline(always)]
+    fn dots_now(x: Self::Dots) -> Self::Dots {
+        Self::now(x)
+    }
+
+    /// Without VNNI twice in each word, for either number.
+    #[inline(always)]
+    fn scale(words: Self::Words, i: u32, signed: bool) -> Self::Words {
+        // SAFETY: as in `splat`.
+        unsafe {
+            if VNNI {
+                let top = Self::shl(words, 24 - 8 * i);
+                return if signed { Self::sar(top, 24) } else { Self::shr(top, 24) };
+            }
+            // That byte and a zero: the top bit of a place says so.
+            let pair = if signed { 0x80 | i << 8 } else { i | 0x80 << 8 };
+            let places = _mm256_set1_epi32((pair | pair << 16) as i32);
+            let pairs = _mm256_shuffle_epi8(words, _mm256_or_si256(places, first_bytes()));
+            if signed { _mm256_srai_epi16::<8>(pairs) } else { pairs }
+        }
+    }
+
+    #[inline(always)]
+    fn add_dots(acc: Self::Words, dots: Self::Dots, scale: Self::Words) -> Self::Words {
+        // SAFETY: as in `splat`.
+        let products = unsafe {
+            if VNNI { _mm256_mullo_epi32(dots, scale) } else { _mm256_madd_epi16(dots, scale) }
+        };
+        Self::add_word(acc, products)
+    }
+
+    #[inline(always)]
+    fn to_words(dots: Self::Dots) -> Self::Words {
+        // SAFETY: as in `splat`.
+        if VNNI { dots } else { unsafe { _mm256_madd_epi16(dots, _mm256_set1_epi16(1)) } }
     }
 
     #[inline(always)]
     fn dot_pairs(acc: Self::Words, x: Self::Words, [low, high]: [i16; 2]) -> Self::Words {
         let pair = i32::from(low as u16) | i32::from(high) << 16;
         // SAFETY: as in `splat`.
-        both!(|i| unsafe {
-            _mm256_add_epi32(acc[i], _mm256_madd_epi16(x[i], _mm256_set1_epi32(pair)))
-        })
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(x, _mm256_set1_epi32(pair))) }
     }
 
     #[inline(always)]
-    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
+    fn spread_bits(x: Self::Words, group: usize, to: u32) -> Self::Words {
         let byte = group as i32 / 2 * 0x0101_0101;
         let bit = 0x0804_0201 << (4 * (group as u32 % 2));
         // SAFETY: as in `splat`.
-        both!(|i| unsafe {
-            let first_of_word = _mm256_set1_epi64x(0x0404_0404_0000_0000);
-            let second_of_pair =
-                _mm256_set_epi64x(0x0808_0808_0808_0808, 0, 0x0808_0808_0808_0808, 0);
-            let words = _mm256_add_epi8(first_of_word, second_of_pair);
-            let bytes = _mm256_shuffle_epi8(x[i], _mm256_add_epi8(words, _mm256_set1_epi32(byte)));
+        unsafe {
+            let bytes = _mm256_or_si256(first_bytes(), _mm256_set1_epi32(byte));
+            let bytes = _mm256_shuffle_epi8(x, bytes);
             let bit = _mm256_set1_epi32(bit);
             let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
-            _mm256_and_si256(is_set, _mm256_set1_epi8(1))
-        })
+            _mm256_and_si256(is_set, _mm256_set1_epi8(1 << to))
+        }
     }
 
     #[inline(always)]
     fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words {
         // SAFETY: as in `splat`; the table is 16 bytes.
-        both!(|i| unsafe {
+        unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            _mm256_shuffle_epi8(table, x[i])
-        })
+            _mm256_shuffle_epi8(table, x)
+        }
+    }
+}
+
+/// `x`, which compilers take for the result of something that has its place among others.
+///
+/// # Safety
+/// AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn now(mut x: __m256i) -> __m256i {
+    // SAFETY: there is no instruction in it.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };
+    x
+}
+
+/// The place of the first byte of its word, in each byte.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn first_bytes() -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = i128::from_le_bytes([0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]);
+        _mm256_broadcastsi128_si256(std::mem::transmute::<i128, __m128i>(four))
     }
 }
 
@@ -340,79 +409,5 @@ pub(super) unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
         let acbd = _mm_shuffle_ps::<0b10_00_10_00>(ac, bd);
         _mm_storeu_ps(out.as_mut_ptr(), _mm_shuffle_ps::<0b11_01_10_00>(acbd, acbd));
         out
-    }
-}
-
-/// Four bytes in each word.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn splat_bytes(a: &[i8; 4]) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_set1_epi32(word(a)) }
-}
-
-/// See [`Simd::dot`], for half `i` of the words.
-///
-/// # Safety
-/// AVX2 and AVX-VNNI.
-#[inline(always)]
-unsafe fn dot_vnni<const W: usize>(
-    mut acc: __m256i,
-    q: &[[__m256i; 2]],
-    a: &[[[i8; 4]; W]],
-    n: usize,
-    i: usize,
-) -> __m256i {
-    for (q, a) in q.iter().zip(a) {
-        // SAFETY: the caller's promise.
-        acc = unsafe { _mm256_dpbusd_avx_epi32(acc, q[i], splat_bytes(&a[n])) };
-    }
-    acc
-}
-
-/// The same without VNNI: sums of two products of bytes are 16 bits wide, and so many of them are added before they are
-/// widened as can not overflow.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn dot_in_16_bits<const W: usize>(
-    mut acc: __m256i,
-    q: &[[__m256i; 2]],
-    a: &[[[i8; 4]; W]],
-    n: usize,
-    i: usize,
-    bits: u32,
-) -> __m256i {
-    // With a sign the largest magnitude of 8 bits is 128.
-    let largest = if bits == 8 { 128 } else { (1 << bits) - 1 };
-    let most = (i16::MAX as usize / (2 * 127 * largest)).min(8);
-    for (q, a) in q.chunks(most).zip(a.chunks(most)) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut sums = pair_sums(q[0][i], splat_bytes(&a[0][n]), bits);
-            for (q, a) in q[1..].iter().zip(&a[1..]) {
-                sums = _mm256_add_epi16(sums, pair_sums(q[i], splat_bytes(&a[n]), bits));
-            }
-            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-        }
-    }
-    acc
-}
-
-/// The sums of two products of bytes each. Of `q` those of 8 bits have a sign, which goes to the other factor.
-///
-/// # Safety
-/// AVX2.
-#[inline(always)]
-unsafe fn pair_sums(q: __m256i, a: __m256i, bits: u32) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match bits {
-            8 => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
-            _ => _mm256_maddubs_epi16(q, a),
-        }
     }
 }

@@ -64,12 +64,6 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
-    #[inline(always)]
-    fn mul(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: as in `splat`.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-
     type Part = Self::Lanes;
 
     const PARTS: usize = 1;
@@ -87,6 +81,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
         Self::fma(a, b, c)
+    }
+
+    #[inline(always)]
+    fn mul_part(a: Self::Part, b: Self::Part) -> Self::Part {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
@@ -110,11 +110,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn load_bf16(x: &[u8; 32]) -> Self::Lanes {
         // SAFETY: as in `splat`.
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(Self::widen_halves(x))) }
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(Self::widen_halves(x, 0))) }
     }
 
     #[inline(always)]
-    fn load_halves(x: &[u8; 32]) -> Self::Lanes {
+    fn load_halves(x: &[u8; 32], _: usize) -> Self::Part {
         // SAFETY: as in `splat`; the array is 32 bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
     }
@@ -122,7 +122,7 @@ impl Simd for Avx512 {
     type Words = __m512i;
 
     #[inline(always)]
-    fn load_line(x: &Line) -> Self::Words {
+    fn load_words(x: &Line, _: usize) -> Self::Words {
         // Compilers keep the order of what is volatile.
         // SAFETY: as in `splat`; a line is 64 bytes and aligned to as many.
         unsafe { x.0.as_ptr().cast::<__m512i>().read_volatile() }
@@ -135,7 +135,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn widen_halves(x: &[u8; 32]) -> Self::Words {
+    fn widen_halves(x: &[u8; 32], _: usize) -> Self::Words {
         // SAFETY: as in `splat`; the array is 32 bytes.
         unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) }
     }
@@ -195,23 +195,37 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn to_lanes(x: Self::Words) -> Self::Lanes {
+    fn to_part(x: Self::Words) -> Self::Part {
         // SAFETY: as in `splat`.
         unsafe { _mm512_cvtepi32_ps(x) }
     }
 
+    type Dots = Self::Words;
+
     #[inline(always)]
-    fn dot<T: Tiled, const W: usize>(
-        mut acc: Self::Words,
-        q: &[Self::Words],
-        a: &[[[i8; 4]; W]],
-        n: usize,
-    ) -> Self::Words {
-        for (&q, a) in q.iter().zip(a) {
-            // SAFETY: as in `splat`.
-            acc = unsafe { _mm512_dpbusd_epi32(acc, q, _mm512_set1_epi32(word(&a[n]))) };
-        }
-        acc
+    fn dots(start: i32) -> Self::Dots {
+        Self::splat_word(start)
+    }
+
+    #[inline(always)]
+    fn dot<T: Tiled>(dots: Self::Dots, q: Self::Words, a: &[i8; 4]) -> Self::Dots {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_dpbusd_epi32(dots, q, _mm512_set1_epi32(word(a))) }
+    }
+
+    #[inline(always)]
+    fn dots_now(x: Self::Dots) -> Self::Dots {
+        Self::now(x)
+    }
+
+    #[inline(always)]
+    fn add_dots(acc: Self::Words, dots: Self::Dots, scale: Self::Words) -> Self::Words {
+        Self::add_word(acc, Self::mul_word(dots, scale))
+    }
+
+    #[inline(always)]
+    fn to_words(dots: Self::Dots) -> Self::Words {
+        dots
     }
 
     #[inline(always)]
@@ -222,7 +236,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn spread_bits(x: Self::Words, group: usize) -> Self::Words {
+    fn spread_bits(x: Self::Words, group: usize, to: u32) -> Self::Words {
         let byte = group as i32 / 2 * 0x0101_0101;
         let in_its_word = i128::from_le_bytes([0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]);
         // SAFETY: as in `splat`; the cast keeps all bits.
@@ -230,7 +244,7 @@ impl Simd for Avx512 {
             let words = _mm512_broadcast_i32x4(std::mem::transmute::<i128, __m128i>(in_its_word));
             let bytes = _mm512_shuffle_epi8(x, _mm512_add_epi32(words, _mm512_set1_epi32(byte)));
             let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (group as u32 % 2)));
-            _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(bytes, bit), 1)
+            _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(bytes, bit), 1 << to)
         }
     }
 

@@ -1,128 +1,121 @@
 //! Blocks of 32 weights that share a scale.
 
-use std::{array, slice::from_ref};
+use std::hint::black_box;
 
-use super::{Halves, MOST_OF_BOTH, plus, stored};
+use super::{Products, no_products, parts, plus, stored, words_in_dots};
 use crate::{
-    activation::Q8,
+    activation::{Q8, TOGETHER},
     generic::{
         Simd,
-        unpack::{Block, Fetch, Tiled32},
+        unpack::{Block, Fetch, Tiled32, zero},
     },
     tile::{Line, ROWS},
 };
 
-/// The products of a tile with the first `N` of `W` rows.
+/// The products of a tile with a row alone, in all `P` parts at a time.
 #[inline(always)]
-pub(super) fn products<S: Simd, T: Tiled32, const N: usize, const W: usize>(
+pub(super) fn products_with_one<S: Simd, T: Tiled32, const P: usize>(
     tile: &[Line],
-    x: &[Q8<W>],
+    x: &[Q8],
+    fetch: Fetch,
+) -> [[f32; ROWS]; 1] {
+    let mut acc = no_products::<S, 1>();
+    for (block, x) in Block::all(tile, &T::LAYOUT).zip(x) {
+        add::<S, T, 1, 1, P>(block, 0, x, fetch, &mut acc);
+    }
+    stored::<S, 1>(acc)
+}
+
+/// The same with the first `N` of several rows, in `P` parts at a time.
+#[inline(always)]
+pub(super) fn products_with_several<S: Simd, T: Tiled32, const N: usize, const P: usize>(
+    tile: &[Line],
+    x: &[Q8<TOGETHER>],
     fetch: Fetch,
 ) -> [[f32; ROWS]; N] {
-    let mut acc = [[S::splat(0.0); N]; 2];
+    let mut acc = no_products::<S, N>();
     for (block, x) in Block::all(tile, &T::LAYOUT).zip(x) {
-        if !S::IS_WIDE {
-            add_at_once::<S, T, N, W>(block, x, fetch, &mut acc);
-            continue;
-        }
-        if N > 1 {
-            for quarter in 0..4 {
-                block[0].fetch_ahead(0, 1, quarter, fetch);
-            }
-        }
-        if N > MOST_OF_BOTH {
-            for (block, acc) in block.iter().zip(&mut acc) {
-                add_word_by_word::<S, T, N, W, 1>([*block], x, array::from_mut(acc));
-            }
-        } else {
-            add_word_by_word::<S, T, N, W, 2>(block, x, &mut acc);
+        for first in (0..parts::<S>()).step_by(P) {
+            let x = if S::IS_WIDE { x } else { black_box(x) };
+            add::<S, T, N, TOGETHER, P>(block, first, x, fetch, &mut acc);
         }
     }
     stored::<S, N>(acc)
 }
 
-#[expect(clippy::needless_range_loop, reason = "halves come first, then rows")]
+/// Adds the products of a block in the `P` parts from `first` on.
 #[inline(always)]
-fn add_at_once<S: Simd, T: Tiled32, const N: usize, const W: usize>(
-    block: [Block<'_>; 2],
+fn add<S: Simd, T: Tiled32, const N: usize, const W: usize, const P: usize>(
+    block: Block<'_>,
+    first: usize,
     x: &Q8<W>,
     fetch: Fetch,
-    acc: &mut Halves<S, N>,
+    acc: &mut Products<S, N>,
 ) {
-    block[0].fetch_ahead(0, 1, 0, fetch);
-    let first = T::unpacked::<S>(block[0]);
-    block[0].fetch_ahead(0, 1, 1, fetch);
-    let q = [first, T::unpacked::<S>(block[1])];
-    block[0].fetch_ahead(0, 1, 2, fetch);
-    let d = [block[0].load_halves::<S>(0), block[1].load_halves::<S>(0)];
-    for n in 0..N {
-        let start = start::<S, T, W>(x, n);
-        for h in 0..2 {
-            if n == 0 && h == 1 {
-                block[0].fetch_ahead(0, 1, 3, fetch);
-            }
-            let sum = S::dot::<T, W>(start, &q[h], &x.qs, n);
-            acc[h][n] = plus::<S>(acc[h][n], S::mul(d[h], S::splat(x.d[n])), sum);
+    let blocks = block.parts::<P>(first);
+    let sums = sums::<S, T, N, W, P>(&blocks, x, fetch);
+    for (p, block) in blocks.iter().enumerate() {
+        let (d, acc) = (block.load_halves::<S>(0), &mut acc[first + p]);
+        let mut n = 0;
+        while n < N {
+            acc[n] = plus::<S>(acc[n], d, x.d[n], sums[p][n]);
+            n += 1;
         }
-    }
-    for (block, acc) in block.iter().zip(acc) {
-        add_minimum::<S, T, N, W>(*block, x, acc);
+        if T::MIN {
+            let m = block.load_halves::<S>(1);
+            n = 0;
+            while n < N {
+                acc[n] = plus::<S>(acc[n], m, x.d[n], S::splat_word(x.sum[n]));
+                n += 1;
+            }
+        }
     }
 }
 
-/// In `H` halves of a tile.
+/// The integer sums, word by word.
 #[inline(always)]
-fn add_word_by_word<S: Simd, T: Tiled32, const N: usize, const W: usize, const H: usize>(
-    block: [Block<'_>; H],
+fn sums<S: Simd, T: Tiled32, const N: usize, const W: usize, const P: usize>(
+    blocks: &[Block<'_>; P],
     x: &Q8<W>,
-    acc: &mut [[S::Lanes; N]; H],
-) {
-    let mut sums = [[S::splat_word(0); N]; H];
-    for n in 0..N {
-        let start = start::<S, T, W>(x, n);
-        for sums in &mut sums {
-            sums[n] = start;
+    fetch: Fetch,
+) -> [[S::Words; N]; P] {
+    let (mut sums, mut dots) = ([[S::splat_word(0); N]; P], [[S::dots(0); N]; P]);
+    let (mut p, mut n) = (0, 0);
+    while n < N {
+        // The zero points of all weights.
+        let start = if const { zero::<S, T>() == 0 } { 0 } else { -zero::<S, T>() * x.sum[n] };
+        while p < P {
+            sums[p][n] = S::splat_word(start);
+            dots[p][n] = S::dots(if S::NARROW { 0 } else { start });
+            p += 1;
         }
+        (p, n) = (0, n + 1);
     }
     for_eight!(G, {
-        for (block, sums) in block.iter().zip(&mut sums) {
-            let q = T::quants::<S>(*block, G);
-            for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = S::now(S::dot::<T, W>(*sum, &[q], from_ref(&x.qs[G]), n));
+        if const { G.is_multiple_of(2) } {
+            blocks[0].fetch_ahead::<S, P>(G / 2, 4, fetch);
+        }
+        (p, n) = (0, 0);
+        while p < P {
+            let q = T::quants::<S>(blocks[p], G);
+            while n < N {
+                dots[p][n] = S::dots_now(S::dot::<T>(dots[p][n], q, &x.qs[G][n]));
+                if const { S::NARROW && (G + 1).is_multiple_of(words_in_dots::<S, T>()) } {
+                    sums[p][n] = S::add_word(sums[p][n], S::to_words(dots[p][n]));
+                    dots[p][n] = S::dots(0);
+                }
+                n += 1;
             }
+            (p, n) = (p + 1, 0);
         }
     });
-    for h in 0..H {
-        let d = block[h].load_halves::<S>(0);
-        for (n, acc) in acc[h].iter_mut().enumerate() {
-            *acc = plus::<S>(*acc, S::mul(d, S::splat(x.d[n])), sums[h][n]);
+    (p, n) = (0, 0);
+    while !S::NARROW && p < P {
+        while n < N {
+            sums[p][n] = S::to_words(dots[p][n]);
+            n += 1;
         }
+        (p, n) = (p + 1, 0);
     }
-    for (block, acc) in block.iter().zip(acc) {
-        add_minimum::<S, T, N, W>(*block, x, acc);
-    }
-}
-
-/// What the sum of row `n` begins with: the zero points of all weights.
-#[inline(always)]
-fn start<S: Simd, T: Tiled32, const W: usize>(x: &Q8<W>, n: usize) -> S::Words {
-    match T::zero::<S>() {
-        0 => S::splat_word(0),
-        zero => S::splat_word(-zero * x.sum[n]),
-    }
-}
-
-/// The minimum of a block, if there is one.
-#[inline(always)]
-fn add_minimum<S: Simd, T: Tiled32, const N: usize, const W: usize>(
-    block: Block<'_>,
-    x: &Q8<W>,
-    acc: &mut [S::Lanes; N],
-) {
-    if T::MIN {
-        let m = block.load_halves::<S>(1);
-        for (n, acc) in acc.iter_mut().enumerate() {
-            *acc = plus::<S>(*acc, S::mul(m, S::splat(x.d[n])), S::splat_word(x.sum[n]));
-        }
-    }
+    sums
 }

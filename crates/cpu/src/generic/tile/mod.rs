@@ -10,18 +10,20 @@
 //! ```
 //!
 //! That is one chain of sums per output element, and a lane holds a row's. Bytes are unpacked without a sign, because hardware
-//! multiplies those by signed ones: where `q = byte - zero`, the integer sum begins with `-zero * sum(a)`. Bytes of 8 bits keep their
+//! multiplies those by signed ones; where `q = byte - zero`, the integer sum has `zero * sum(a)` taken off. Bytes of 8 bits keep their
 //! sign where that is faster.
 //!
-//! Integer sums may be made in any order, and there are three, for blocks of [32](blocks) weights and of [256](superblocks):
+//! Integer sums may be made in any order. Rows of activations meet each word of weights at once, so many rows as many registers of weights ([`Simd::PARTS`]) that the sums
+//! stay in registers, for blocks of [32](blocks) weights and of [256](superblocks). Where there are registers enough ([`Simd::IS_WIDE`])
 //!
-//! - Where there are registers enough ([`Simd::IS_WIDE`]) a single row of activations meets each word at once, in the order in which words lie in
-//!   memory. It waits for memory, which is fastest for who reads one line after the other and each once.
-//! - Several rows, too, meet each word at once, but eight of them first in one half of the tile, then in the other: so all sums stay in registers,
-//!   and nothing but products takes the place of products. Numbers of words are constants there, because so are shifts by constants cheap.
-//! - Elsewhere 32 weights at a time are unpacked into registers, and meet one row after the other.
+//! - the numbers of words are constants, because so are shifts by constants cheap;
+//! - a row alone meets words in the order in which they lie in memory, each once. It waits for memory, which is fastest so.
+//!
+//! Hardware that sums two products and not four adds such sums in 16 bits ([`Simd::NARROW`]), as many as can not overflow. Scales are multiplied into them
+//! when they are widened.
 
-/// Runs code for each number below eight, which is a constant in it.
+/// Runs code for each number below eight, which is a constant in it. That code stands there eight times, or 64 times: `while` and conditions in `const`
+/// blocks leave compilers much less to do than iterators and conditions that are decided later.
 macro_rules! for_eight {
     ($i:ident, $body:block) => {
         for_eight!(@each $i, $body, 0 1 2 3 4 5 6 7)
@@ -37,7 +39,7 @@ mod superblocks;
 
 use super::{
     Simd,
-    unpack::{Fetch, Tiled32, Tiled256},
+    unpack::{Fetch, Tiled, Tiled32, Tiled256},
 };
 use crate::{
     activation::{Block8, Q8, Q8K, TOGETHER},
@@ -52,8 +54,8 @@ pub(crate) trait Multiply {
     /// Those with one row.
     fn one<S: Simd>(tile: &[Line], x: &[Self::Activations]) -> [f32; ROWS];
 
-    /// Those with the first `N` of rows that are packed. With `fetch` the tile is read for the first time.
-    fn several<S: Simd, const N: usize>(
+    /// Those with the first `N` of rows that are packed, `P` parts of the tile at a time. With `fetch` the tile is read for the first time.
+    fn several<S: Simd, const N: usize, const P: usize>(
         tile: &[Line],
         x: &[Packed<Self>],
         fetch: bool,
@@ -70,17 +72,22 @@ impl<T: Tiled32> Multiply for Blocks<T> {
 
     #[inline(always)]
     fn one<S: Simd>(tile: &[Line], x: &[Q8]) -> [f32; ROWS] {
-        let [out] = blocks::products::<S, T, 1, 1>(tile, x, fetched_for_one());
+        let fetch = fetched_for_one::<S>();
+        let [out] = match S::PARTS {
+            1 => blocks::products_with_one::<S, T, 2>(tile, x, fetch),
+            2 => blocks::products_with_one::<S, T, 4>(tile, x, fetch),
+            _ => blocks::products_with_one::<S, T, 8>(tile, x, fetch),
+        };
         out
     }
 
     #[inline(always)]
-    fn several<S: Simd, const N: usize>(
+    fn several<S: Simd, const N: usize, const P: usize>(
         tile: &[Line],
         x: &[Q8<TOGETHER>],
         fetch: bool,
     ) -> [[f32; ROWS]; N] {
-        blocks::products::<S, T, N, TOGETHER>(tile, x, fetched_for_several(fetch))
+        blocks::products_with_several::<S, T, N, P>(tile, x, fetched_for_several(fetch))
     }
 }
 
@@ -92,17 +99,22 @@ impl<T: Tiled256> Multiply for Superblocks<T> {
 
     #[inline(always)]
     fn one<S: Simd>(tile: &[Line], x: &[Q8K]) -> [f32; ROWS] {
-        let [out] = superblocks::products::<S, T, 1, 1>(tile, x, fetched_for_one());
+        let fetch = fetched_for_one::<S>();
+        let [out] = match S::PARTS {
+            1 => superblocks::products_with_one::<S, T, 2>(tile, x, fetch),
+            2 => superblocks::products_with_one::<S, T, 4>(tile, x, fetch),
+            _ => superblocks::products_with_one::<S, T, 8>(tile, x, fetch),
+        };
         out
     }
 
     #[inline(always)]
-    fn several<S: Simd, const N: usize>(
+    fn several<S: Simd, const N: usize, const P: usize>(
         tile: &[Line],
         x: &[Q8K<TOGETHER>],
         fetch: bool,
     ) -> [[f32; ROWS]; N] {
-        superblocks::products::<S, T, N, TOGETHER>(tile, x, fetched_for_several(fetch))
+        superblocks::products_with_several::<S, T, N, P>(tile, x, fetched_for_several(fetch))
     }
 }
 
@@ -128,9 +140,11 @@ pub(crate) fn products_with_several<S: Simd, M: Multiply>(
     for (i, out) in out.chunks_mut(TOGETHER).enumerate() {
         let x = &x[i * blocks..][..blocks];
         match out.len() {
-            1 | 2 => put::<2>(M::several::<S, 2>(tile, x, i == 0), out),
-            3 | 4 => put::<4>(M::several::<S, 4>(tile, x, i == 0), out),
-            _ => put::<TOGETHER>(M::several::<S, TOGETHER>(tile, x, i == 0), out),
+            // There is no third part.
+            1 | 2 if S::PARTS == 1 => put(M::several::<S, 2, 2>(tile, x, i == 0), out),
+            1 | 2 => put(M::several::<S, 2, 4>(tile, x, i == 0), out),
+            3 | 4 => put(M::several::<S, 4, 2>(tile, x, i == 0), out),
+            _ => put(M::several::<S, TOGETHER, 1>(tile, x, i == 0), out),
         }
     }
 }
@@ -143,11 +157,15 @@ fn put<const N: usize>(products: [[f32; ROWS]; N], out: &mut [[f32; ROWS]]) {
     }
 }
 
-/// How weights are asked for that one row meets. Who reads them word by word does not ask: a core knows what is next, and asking takes its
-/// place.
+/// How weights are asked for that one row meets. Who reads them in the order of memory does not ask: a core knows what is next, and asking takes
+/// its place.
 #[inline(always)]
-fn fetched_for_one() -> Fetch {
-    if is_fetched_in_steps() { Fetch::InSteps } else { Fetch::AtOnce }
+fn fetched_for_one<S: Simd>() -> Fetch {
+    match (S::IS_WIDE, is_fetched_in_steps()) {
+        (true, _) => Fetch::No,
+        (false, true) => Fetch::InSteps,
+        (false, false) => Fetch::AtOnce,
+    }
 }
 
 /// The same for several rows, if they are read for the first time.
@@ -156,24 +174,53 @@ fn fetched_for_several(first: bool) -> Fetch {
     if first { Fetch::AtOnce } else { Fetch::No }
 }
 
-/// The most rows that both halves of a tile meet at a time where there are [registers](Simd::IS_WIDE) enough. Sums of more are as many in one half.
-const MOST_OF_BOTH: usize = 4;
+/// The most parts that a tile has.
+const MOST_PARTS: usize = 8;
 
-/// The products of the two halves of a tile with `N` rows: 16 rows of weights side by side.
-type Halves<S, const N: usize> = [[<S as Simd>::Lanes; N]; 2];
-
-/// `acc + scale * sum`.
+/// How many parts a tile has.
 #[inline(always)]
-fn plus<S: Simd>(acc: S::Lanes, scale: S::Lanes, sum: S::Words) -> S::Lanes {
-    S::fma(scale, S::to_lanes(sum), acc)
+fn parts<S: Simd>() -> usize {
+    2 * S::PARTS
+}
+
+/// The products of all parts of a tile with `N` rows. Those beyond the last part are not used.
+type Products<S, const N: usize> = [[<S as Simd>::Part; N]; MOST_PARTS];
+
+#[inline(always)]
+fn no_products<S: Simd, const N: usize>() -> Products<S, N> {
+    [[S::part(S::splat(0.0), 0); N]; MOST_PARTS]
 }
 
 #[inline(always)]
-fn stored<S: Simd, const N: usize>([first, second]: Halves<S, N>) -> [[f32; ROWS]; N] {
+fn stored<S: Simd, const N: usize>(products: Products<S, N>) -> [[f32; ROWS]; N] {
     let mut out = [[0.0; ROWS]; N];
     for (n, out) in out.iter_mut().enumerate() {
         let (halves, _) = out.as_chunks_mut();
-        (halves[0], halves[1]) = (S::store(first[n]), S::store(second[n]));
+        for (half, products) in halves.iter_mut().zip(products.chunks_exact(S::PARTS)) {
+            let mut lanes = S::splat(0.0);
+            for (i, products) in products.iter().enumerate() {
+                S::set_part(&mut lanes, i, products[n]);
+            }
+            *half = S::store(lanes);
+        }
     }
     out
+}
+
+/// `acc + scale * d * sum`, where the product of the scales is rounded.
+#[inline(always)]
+fn plus<S: Simd>(acc: S::Part, scale: S::Part, d: f32, sum: S::Words) -> S::Part {
+    S::fma_part(S::mul_part(scale, S::part(S::splat(d), 0)), S::to_part(sum), acc)
+}
+
+/// So many words of a `T` can be multiplied before their sums have to be widened, of eight.
+const fn words_in_dots<S: Simd, T: Tiled>() -> usize {
+    if !S::NARROW {
+        return 8;
+    }
+    // With a sign the largest magnitude of 8 bits is 128.
+    let largest = if T::BITS == 8 { 128 } else { (1 << T::BITS) - 1 };
+    // A number is the sum of two products for each word.
+    let most = i16::MAX as usize / (2 * 127 * largest);
+    if most < 8 { most } else { 8 }
 }
