@@ -84,7 +84,8 @@ pub(crate) trait Simd {
 
     /// Part `part` of a line. Those of [wide](Self::IS_WIDE) instruction sets are loaded in the order of the source.
     fn load_words(x: &Line, part: usize) -> Self::Words;
-    /// The same number; wide instruction sets compute it before they load a line that comes later in the source.
+    /// The same number. Where compilers would, they do not move how it is computed to another place: wide instruction sets have it before they load a line that
+    /// comes later in the source.
     #[inline(always)]
     fn now(x: Self::Words) -> Self::Words {
         x
