@@ -33,7 +33,7 @@ use crate::tile::Line;
 
 /// What an instruction set does better than the compiler. Integer and widening operations are exact and `fma` is
 /// correctly rounded, so there is one right answer to each.
-pub(crate) trait Simd {
+pub(crate) trait Simd: Sized {
     /// [`LANES`] floats.
     type Lanes: Copy;
 
@@ -125,31 +125,26 @@ pub(crate) trait Simd {
     /// Byte `i` of each word as [`add_dots`](Self::add_dots) wants it.
     #[inline(always)]
     fn scale(words: Self::Words, i: u32, signed: bool) -> Self::Words {
-        let top = Self::shl(words, 24 - 8 * i);
-        if signed { Self::sar(top, 24) } else { Self::shr(top, 24) }
+        byte::<Self>(words, i, signed)
     }
     /// `acc + dots * scale`.
     fn add_dots(acc: Self::Words, dots: Self::Dots, scale: Self::Words) -> Self::Words;
     /// The sums as numbers.
     fn to_words(dots: Self::Dots) -> Self::Words;
 
-    /// The bytes `odd` and `odd + 2` of each word as 16-bit numbers.
-    #[inline(always)]
-    fn pairs(words: Self::Words, odd: u32, signed: bool) -> Self::Words {
-        let first = Self::and(Self::shr(words, 8 * odd), 0x00ff_00ff);
-        if !signed {
-            return first;
-        }
-        // Where the top bit is set, the bits above it are, too: 255 times that bit, one byte up.
-        let sign = Self::and(Self::shr(first, 7), 0x0001_0001);
-        Self::or(first, Self::mul_word(sign, Self::splat_word(0xff00)))
-    }
     /// `acc + x.low * a[0] + x.high * a[1]`, of the 16-bit halves of each word, with a sign.
     fn dot_pairs(acc: Self::Words, x: Self::Words, a: [i16; 2]) -> Self::Words;
     /// Bit `to` of byte `i` of each word is bit `4 * group + i` of that word of `x`; the others are 0.
     fn spread_bits(x: Self::Words, group: usize, to: u32) -> Self::Words;
     /// Each byte, below 16, looked up.
     fn lookup(x: Self::Words, table: &[u8; 16]) -> Self::Words;
+}
+
+/// Byte `i` of each word as a number.
+#[inline(always)]
+pub(crate) fn byte<S: Simd>(words: S::Words, i: u32, signed: bool) -> S::Words {
+    let top = S::shl(words, 24 - 8 * i);
+    if signed { S::sar(top, 24) } else { S::shr(top, 24) }
 }
 
 /// Four bytes as one number, in the order in which they lie in memory.

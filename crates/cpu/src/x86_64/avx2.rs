@@ -5,7 +5,7 @@ use std::arch::{asm, x86_64::*};
 use half::f16;
 
 use crate::{
-    generic::{LANES, Simd, unpack::Tiled, word},
+    generic::{LANES, Simd, byte, unpack::Tiled, word},
     tile::Line,
 };
 
@@ -283,8 +283,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         // SAFETY: as in `splat`.
         unsafe {
             if VNNI {
-                let top = Self::shl(words, 24 - 8 * i);
-                return if signed { Self::sar(top, 24) } else { Self::shr(top, 24) };
+                return byte::<Self>(words, i, signed);
             }
             // That byte and a zero: the top bit of a place says so.
             let pair = if signed { 0x80 | i << 8 } else { i | 0x80 << 8 };

@@ -259,11 +259,23 @@ fn pairs<S: Simd, T: Tiled256>(bytes: [S::Words; 4], signed: bool) -> Pairs<S> {
     let mut pairs = [S::splat_word(0); 8];
     let mut i = 0;
     while i < const { 64 / T::SUB_BLOCK } {
-        pairs[2 * i] = S::pairs(bytes[i], 0, signed);
-        pairs[2 * i + 1] = S::pairs(bytes[i], 1, signed);
+        pairs[2 * i] = pair::<S>(bytes[i], signed);
+        pairs[2 * i + 1] = pair::<S>(S::shr(bytes[i], 8), signed);
         i += 1;
     }
     pairs
+}
+
+/// The bytes 0 and 2 of each word as 16-bit numbers.
+#[inline(always)]
+fn pair<S: Simd>(words: S::Words, signed: bool) -> S::Words {
+    let bytes = S::and(words, 0x00ff_00ff);
+    if !signed {
+        return bytes;
+    }
+    // Where the top bit of a byte is set, those above it are, too: 255 times that bit, one byte up.
+    let sign = S::and(S::shr(bytes, 7), 0x0001_0001);
+    S::or(bytes, S::mul_word(sign, S::splat_word(0xff00)))
 }
 
 /// The sum over all sub-blocks of its number times the sum of the activations of row `n`.
