@@ -9,9 +9,9 @@ use std::{
 };
 
 #[cfg(target_arch = "aarch64")]
-pub(crate) use crate::aarch64::{is_fetched_in_steps, prefetch, prefetch_early};
+pub(crate) use crate::aarch64::{fetched_for_one, prefetch, prefetch_early};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use crate::x86_64::{is_fetched_in_steps, prefetch, prefetch_early};
+pub(crate) use crate::x86_64::{fetched_for_one, prefetch, prefetch_early};
 
 use crate::{
     activation::{Floats, Q8, Q8K, TOGETHER},
@@ -21,12 +21,22 @@ use crate::{
 /// The most bytes that one store keeps for later: about what reading a long prompt in chunks of 512 tokens takes.
 const MOST_KEPT: usize = 256 << 20;
 
+/// How weights are asked for before they are used.
+#[derive(Clone, Copy)]
+pub(crate) enum Fetch {
+    /// Not at all: they have been read before, or come in time on their own.
+    No,
+    AtOnce,
+    /// First into the second-level cache, then into the first one.
+    InSteps,
+}
+
 /// Other machines fetch memory on their own.
 #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
 mod elsewhere {
     #[inline(always)]
-    pub(crate) fn is_fetched_in_steps() -> bool {
-        false
+    pub(crate) fn fetched_for_one(_: bool) -> super::Fetch {
+        super::Fetch::No
     }
 
     #[inline(always)]
@@ -36,7 +46,7 @@ mod elsewhere {
     pub(crate) fn prefetch<T>(_: *const T) {}
 }
 #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
-pub(crate) use elsewhere::{is_fetched_in_steps, prefetch, prefetch_early};
+pub(crate) use elsewhere::{fetched_for_one, prefetch, prefetch_early};
 
 /// What buffers are made of.
 pub(crate) trait Plain: Copy + Send {

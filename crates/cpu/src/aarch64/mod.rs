@@ -5,10 +5,12 @@ pub(crate) mod probe;
 
 use std::arch::asm;
 
-/// Whether memory is to be asked for in two steps. Not measured on any of these.
+use crate::memory::Fetch;
+
+/// How weights are asked for that one row meets. Not measured on any of these.
 #[inline(always)]
-pub(crate) fn is_fetched_in_steps() -> bool {
-    false
+pub(crate) fn fetched_for_one(_: bool) -> Fetch {
+    Fetch::AtOnce
 }
 
 /// Asks for a line of memory that is read later, into the second-level cache.

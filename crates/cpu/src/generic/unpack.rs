@@ -12,19 +12,9 @@ use apr_tensor::{
 
 use super::Simd;
 use crate::{
-    memory::{prefetch, prefetch_early},
+    memory::{Fetch, prefetch, prefetch_early},
     tile::{FETCH_AHEAD, FETCH_EARLY, FETCH_SOON, Layout, Line},
 };
-
-/// How weights are asked for before they are used.
-#[derive(Clone, Copy)]
-pub(crate) enum Fetch {
-    /// Not at all: they have been read before, or come in time on their own.
-    No,
-    AtOnce,
-    /// First into the second-level cache, then into the first one.
-    InSteps,
-}
 
 /// A block of each row of one part of a tile: of as many rows as a register has lanes.
 #[derive(Clone, Copy)]
@@ -60,17 +50,19 @@ impl<'a> Block<'a> {
         shares: usize,
         fetch: Fetch,
     ) {
+        if matches!(fetch, Fetch::No) {
+            return;
+        }
         let lines = self.layout.lines();
         let (i, shares) = (shares * self.part / P + i, shares * (2 * S::PARTS) / P);
         for line in lines * i / shares..lines * (i + 1) / shares {
             let ahead = |bytes| self.lines.as_ptr().wrapping_add(line).wrapping_byte_add(bytes);
             match fetch {
-                Fetch::No => {}
-                Fetch::AtOnce => prefetch(ahead(FETCH_AHEAD)),
                 Fetch::InSteps => {
                     prefetch_early(ahead(FETCH_EARLY));
                     prefetch(ahead(FETCH_SOON));
                 }
+                _ => prefetch(ahead(FETCH_AHEAD)),
             }
         }
     }

@@ -4,15 +4,36 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod probe;
 
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+use std::{
+    arch::x86_64::{__cpuid, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch},
+    sync::OnceLock,
+};
 
-/// Whether this core, where it has much to do with each line, gets memory into its first-level cache in time only if it was asked to have
-/// it in the second before.
+use crate::memory::Fetch;
+
+/// How weights are asked for that one row meets, `in_order` if lines are read as they lie in memory.
 ///
-/// Measured: so on Zen 4. On Zen 5 asking once is enough. AVX-VNNI came between the two.
+/// Measured: what is read in order AMD's cores fetch well on their own (Zen 4, Zen 5), and asking takes its place. Of what is not, Zen 3 and Zen 4 get it into the
+/// first-level cache in time only if they were asked to have it in the second before; on Zen 5, which AVX-VNNI came with, asking once is enough. Intel's cores are to be asked
+/// in both cases (Emerald Rapids).
 #[inline(always)]
-pub(crate) fn is_fetched_in_steps() -> bool {
-    !is_x86_feature_detected!("avxvnni")
+pub(crate) fn fetched_for_one(in_order: bool) -> Fetch {
+    match (is_amd(), in_order) {
+        (true, true) => Fetch::No,
+        (true, false) if is_x86_feature_detected!("avxvnni") => Fetch::AtOnce,
+        _ => Fetch::InSteps,
+    }
+}
+
+/// Whether AMD made it: asked once, since virtual machines take long to answer.
+fn is_amd() -> bool {
+    static VENDOR: OnceLock<[u8; 4]> = OnceLock::new();
+    *VENDOR.get_or_init(vendor) == *b"Auth"
+}
+
+/// The first letters of who made it.
+fn vendor() -> [u8; 4] {
+    __cpuid(0).ebx.to_le_bytes()
 }
 
 /// Asks for a line of memory that is read later, into the second-level cache.

@@ -7,8 +7,9 @@ use crate::{
     activation::{Q8, TOGETHER},
     generic::{
         Simd,
-        unpack::{Block, Fetch, Tiled32, zero},
+        unpack::{Block, Tiled32, zero},
     },
+    memory::Fetch,
     tile::{Line, ROWS},
 };
 

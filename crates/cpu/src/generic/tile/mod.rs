@@ -39,11 +39,11 @@ mod superblocks;
 
 use super::{
     Simd,
-    unpack::{Fetch, Tiled, Tiled32, Tiled256},
+    unpack::{Tiled, Tiled32, Tiled256},
 };
 use crate::{
     activation::{Block8, Q8, Q8K, TOGETHER},
-    memory::is_fetched_in_steps,
+    memory::{Fetch, fetched_for_one},
     tile::{Line, ROWS},
 };
 
@@ -72,7 +72,7 @@ impl<T: Tiled32> Multiply for Blocks<T> {
 
     #[inline(always)]
     fn one<S: Simd>(tile: &[Line], x: &[Q8]) -> [f32; ROWS] {
-        let fetch = fetched_for_one::<S>();
+        let fetch = fetched_for_one(S::IS_WIDE);
         let [out] = match S::PARTS {
             1 => blocks::products_with_one::<S, T, 2>(tile, x, fetch),
             2 => blocks::products_with_one::<S, T, 4>(tile, x, fetch),
@@ -99,7 +99,7 @@ impl<T: Tiled256> Multiply for Superblocks<T> {
 
     #[inline(always)]
     fn one<S: Simd>(tile: &[Line], x: &[Q8K]) -> [f32; ROWS] {
-        let fetch = fetched_for_one::<S>();
+        let fetch = fetched_for_one(S::IS_WIDE);
         let [out] = match S::PARTS {
             1 => superblocks::products_with_one::<S, T, 2>(tile, x, fetch),
             2 => superblocks::products_with_one::<S, T, 4>(tile, x, fetch),
@@ -157,18 +157,7 @@ fn put<const N: usize>(products: [[f32; ROWS]; N], out: &mut [[f32; ROWS]]) {
     }
 }
 
-/// How weights are asked for that one row meets. Who reads them in the order of memory does not ask: a core knows what is next, and asking takes
-/// its place.
-#[inline(always)]
-fn fetched_for_one<S: Simd>() -> Fetch {
-    match (S::IS_WIDE, is_fetched_in_steps()) {
-        (true, _) => Fetch::No,
-        (false, true) => Fetch::InSteps,
-        (false, false) => Fetch::AtOnce,
-    }
-}
-
-/// The same for several rows, if they are read for the first time.
+/// How weights are asked for that several rows meet, if they are read for the first time.
 #[inline(always)]
 fn fetched_for_several(first: bool) -> Fetch {
     if first { Fetch::AtOnce } else { Fetch::No }

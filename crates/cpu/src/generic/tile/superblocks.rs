@@ -7,8 +7,9 @@ use crate::{
     activation::{Q8K, TOGETHER},
     generic::{
         Simd,
-        unpack::{Block, Fetch, LONGEST_RUN, Loaded, Tiled256, zero},
+        unpack::{Block, LONGEST_RUN, Loaded, Tiled256, zero},
     },
+    memory::Fetch,
     tile::{Line, ROWS},
 };
 
@@ -22,7 +23,7 @@ pub(super) fn products_with_one<S: Simd, T: Tiled256, const P: usize>(
     let mut acc = no_products::<S, 1>();
     for (block, x) in Block::all(tile, &T::LAYOUT).zip(x) {
         let sums = if S::IS_WIDE {
-            sums_in_order::<S, T, P>(block.parts(0), x)
+            sums_in_order::<S, T, P>(block.parts(0), x, fetch)
         } else {
             sums_word_by_word::<S, T, 1, 1, P>(block, 0, x, fetch)
         };
@@ -58,6 +59,7 @@ pub(super) fn products_with_several<S: Simd, T: Tiled256, const N: usize, const 
 fn sums_in_order<S: Simd, T: Tiled256, const P: usize>(
     block: [Block<'_>; P],
     x: &Q8K,
+    fetch: Fetch,
 ) -> [[S::Words; 1]; P] {
     let mut scales = [[S::splat_word(0); 4]; P];
     for (scales, block) in scales.iter_mut().zip(block) {
@@ -72,6 +74,8 @@ fn sums_in_order<S: Simd, T: Tiled256, const P: usize>(
             *dots = [S::dots(start_of::<S, T, 1>(x, parts * (first + j) + part, 0)); P];
         }
         for g in 8 / parts * part..8 / parts * (part + 1) {
+            let word = 8 / parts * step + g % (8 / parts);
+            block[0].fetch_ahead::<S, P>(word, 64 / T::TOGETHER, fetch);
             let mut words = [Loaded([S::splat_word(0); LONGEST_RUN]); P];
             for i in 0..T::WORDS {
                 for p in 0..P {
