@@ -13,7 +13,7 @@ pub(crate) struct BackendArgs {
     /// Threads of the cpu backend [default: all cores]. Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,
-    /// Instruction set of the cpu backend: scalar, avx2, avxvnni, avx512, neon or neondot [default: the best that the machine has].
+    /// Instruction set of the cpu backend: scalar, avx2, avxvnni, avx512, amx, neon or neondot [default: the best that the machine has].
     /// Results do not depend on it.
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<Isa>,

@@ -86,7 +86,7 @@ struct LengthArgs {
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(next_help_heading = "Backend")]
 struct CpuArgs {
-    /// Instruction set: scalar, avx2, avxvnni, avx512, neon or neondot [default: the best that the machine has].
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx, neon or neondot [default: the best that the machine has].
     #[arg(long, value_name = "NAME")]
     isa: Option<Isa>,
     /// Leave quantised weights as the file has them instead of reordering them on load.

@@ -86,6 +86,12 @@ fn prefill(bencher: Bencher, case: Case) {
     bench(bencher, case, 64);
 }
 
+/// As many rows as a step of prefill has at most.
+#[divan::bench(args = cases(), sample_size = 1)]
+fn chunk(bencher: Bencher, case: Case) {
+    bench(bencher, case, 512);
+}
+
 /// A job so small that starting and ending it is all there is to it.
 #[divan::bench(args = [1, 2, 4])]
 fn dispatch(bencher: Bencher, threads: usize) {

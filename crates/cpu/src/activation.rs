@@ -14,16 +14,28 @@ use crate::{
 /// Rows of activations that integer kernels take at a time, if there are several.
 pub(crate) const TOGETHER: usize = 8;
 
+/// The same where matrices are multiplied with matrices.
+pub(crate) const MATRIX: usize = 16;
+
 /// Activations of a row that share a scale.
 pub(crate) trait Block8: Plain + Sync {
     /// Activations per block.
     const LEN: usize;
 
     /// The same blocks of [`TOGETHER`] rows, side by side: what kernels read next then lies next.
-    type Packed: Plain + Sync;
+    type Packed: Rows<Self>;
 
-    /// Makes this the block of row `n`.
-    fn put(&self, n: usize, packed: &mut Self::Packed);
+    /// The same blocks of [`MATRIX`] rows.
+    type Matrix: Rows<Self>;
+}
+
+/// The same block of several rows.
+pub(crate) trait Rows<A>: Plain + Sync {
+    /// How many.
+    const COUNT: usize;
+
+    /// Makes `block` that of row `n`.
+    fn put(&mut self, n: usize, block: &A);
 }
 
 /// 32 activations of each of `N` rows: those of row `n` are `d[n]` times the bytes of `qs[0][n]`, `qs[1][n]` and so on.
@@ -41,11 +53,35 @@ impl Block8 for Q8 {
     const LEN: usize = 32;
 
     type Packed = Q8<TOGETHER>;
+    type Matrix = Q8Matrix;
+}
 
-    fn put(&self, n: usize, packed: &mut Self::Packed) {
-        packed.d[n] = self.d[0];
-        packed.sum[n] = self.sum[0];
-        put(&self.qs, n, &mut packed.qs);
+impl Rows<Q8> for Q8<TOGETHER> {
+    const COUNT: usize = TOGETHER;
+
+    fn put(&mut self, n: usize, block: &Q8) {
+        self.d[n] = block.d[0];
+        self.sum[n] = block.sum[0];
+        put(n, &block.qs, &mut self.qs);
+    }
+}
+
+/// 32 activations of each of [`MATRIX`] rows, one row after the other.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Q8Matrix {
+    pub(crate) qs: [[i8; 32]; MATRIX],
+    pub(crate) d: [f32; MATRIX],
+    pub(crate) sum: [i32; MATRIX],
+}
+
+impl Rows<Q8> for Q8Matrix {
+    const COUNT: usize = MATRIX;
+
+    fn put(&mut self, n: usize, block: &Q8) {
+        self.qs[n].copy_from_slice(block.qs.as_flattened().as_flattened());
+        self.d[n] = block.d[0];
+        self.sum[n] = block.sum[0];
     }
 }
 
@@ -54,30 +90,68 @@ impl Block8 for Q8 {
 #[repr(C)]
 pub(crate) struct Q8K<const N: usize = 1> {
     pub(crate) d: [f32; N],
-    /// The sums of each 16 bytes: of four of them those of the first and the third, then those of the others.
-    /// Weights have the numbers of their sub-blocks in bytes, and every other byte of a word makes a pair of 16-bit numbers.
-    pub(crate) sums_16: [[[i16; 2]; N]; 8],
-    /// The sums of each 32 bytes, in the same order.
-    pub(crate) sums_32: [[[i16; 2]; N]; 4],
+    pub(crate) sums: Sums<N>,
     pub(crate) qs: [[[i8; 4]; N]; 64],
+}
+
+/// The sums of sub-blocks of [`Q8K`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub(crate) struct Sums<const N: usize> {
+    /// Of each 16 bytes: of four of them those of the first and the third, then those of the others.
+    /// Weights have the numbers of their sub-blocks in bytes, and every other byte of a word makes a pair of 16-bit numbers.
+    pub(crate) of_16: [[[i16; 2]; N]; 8],
+    /// Of each 32 bytes, in the same order.
+    pub(crate) of_32: [[[i16; 2]; N]; 4],
+}
+
+impl<const N: usize> Sums<N> {
+    fn put(&mut self, n: usize, sums: &Sums<1>) {
+        put(n, &sums.of_16, &mut self.of_16);
+        put(n, &sums.of_32, &mut self.of_32);
+    }
 }
 
 impl Block8 for Q8K {
     const LEN: usize = 256;
 
     type Packed = Q8K<TOGETHER>;
+    type Matrix = Q8KMatrix;
+}
 
-    fn put(&self, n: usize, packed: &mut Self::Packed) {
-        packed.d[n] = self.d[0];
-        put(&self.sums_16, n, &mut packed.sums_16);
-        put(&self.sums_32, n, &mut packed.sums_32);
-        put(&self.qs, n, &mut packed.qs);
+impl Rows<Q8K> for Q8K<TOGETHER> {
+    const COUNT: usize = TOGETHER;
+
+    fn put(&mut self, n: usize, block: &Q8K) {
+        self.d[n] = block.d[0];
+        self.sums.put(n, &block.sums);
+        put(n, &block.qs, &mut self.qs);
     }
 }
 
-fn put<T: Copy, const N: usize>(row: &[[T; 1]], n: usize, packed: &mut [[T; N]]) {
-    for (packed, [x]) in packed.iter_mut().zip(row) {
-        packed[n] = *x;
+/// 256 activations of each of [`MATRIX`] rows, one row after the other.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Q8KMatrix {
+    pub(crate) qs: [[i8; 256]; MATRIX],
+    pub(crate) d: [f32; MATRIX],
+    pub(crate) sums: Sums<MATRIX>,
+}
+
+impl Rows<Q8K> for Q8KMatrix {
+    const COUNT: usize = MATRIX;
+
+    fn put(&mut self, n: usize, block: &Q8K) {
+        self.qs[n].copy_from_slice(block.qs.as_flattened().as_flattened());
+        self.d[n] = block.d[0];
+        self.sums.put(n, &block.sums);
+    }
+}
+
+/// Makes what a row has the elements `n`.
+fn put<T: Copy, const N: usize>(n: usize, row: &[[T; 1]], rows: &mut [[T; N]]) {
+    for (element, [x]) in rows.iter_mut().zip(row) {
+        element[n] = *x;
     }
 }
 
@@ -88,17 +162,18 @@ pub(crate) struct Rounded {
     pub(crate) q8_k: Forms<Q8K>,
 }
 
+/// Those of several rows hold whole numbers of [`Rows`]; after the last row it stands again.
 #[derive(Debug)]
 pub(crate) struct Forms<A: Block8> {
     /// Row after row of blocks.
     pub(crate) rows: OnceLock<Buffer<A>>,
-    /// [`TOGETHER`] rows of blocks after as many; after the last row it again.
     pub(crate) packed: OnceLock<Buffer<A::Packed>>,
+    pub(crate) matrices: OnceLock<Buffer<A::Matrix>>,
 }
 
 impl<A: Block8> Default for Forms<A> {
     fn default() -> Self {
-        Self { rows: OnceLock::new(), packed: OnceLock::new() }
+        Self { rows: OnceLock::new(), packed: OnceLock::new(), matrices: OnceLock::new() }
     }
 }
 

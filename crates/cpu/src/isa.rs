@@ -15,6 +15,8 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with the F, BW, DQ, VL and VNNI parts of AVX-512.
     Avx512,
+    /// The same with AMX, which multiplies matrices of bytes.
+    Amx,
     /// AArch64 with NEON, as all of it.
     Neon,
     /// The same with dot products of bytes.
@@ -22,8 +24,15 @@ pub enum Isa {
 }
 
 impl Isa {
-    const ALL: [Self; 6] =
-        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon, Self::NeonDot];
+    const ALL: [Self; 7] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Amx,
+        Self::Neon,
+        Self::NeonDot,
+    ];
 
     /// Those that this machine can run, slowest first.
     pub fn available() -> impl Iterator<Item = Self> {
@@ -42,6 +51,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDot => "neondot",
         }
@@ -56,6 +66,8 @@ impl Isa {
             Self::AvxVnni => crate::x86_64::avx2::has_vnni(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => crate::x86_64::avx512::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => crate::x86_64::amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => crate::aarch64::neon::is_available(),
             #[cfg(target_arch = "aarch64")]
@@ -77,6 +89,8 @@ impl Isa {
             Self::AvxVnni => &crate::x86_64::avx2::vnni::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => &crate::x86_64::avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => &crate::x86_64::amx::KERNELS,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => &crate::aarch64::neon::plain::KERNELS,
             #[cfg(target_arch = "aarch64")]

@@ -20,6 +20,8 @@ pub(crate) struct TileKernel<A: Block8> {
     pub(crate) one: fn(tile: &[Line], activations: &[A], out: &mut [f32; ROWS]),
     /// Several rows, which are [packed](Block8::Packed).
     pub(crate) several: Products<A::Packed>,
+    /// Many rows, in [matrices](Block8::Matrix), where hardware multiplies those.
+    pub(crate) many: Option<Products<A::Matrix>>,
 }
 
 /// At most [`ROWS`] rows of weights of `cols` columns, one after the other, against as many rows of activations as `out` has
@@ -100,6 +102,11 @@ impl Kernels {
             DType::BF16 => self.BF16,
             _ => return None,
         })
+    }
+
+    /// Whether it has kernels for [many](TileKernel::many) rows.
+    pub(crate) fn multiply_matrices(&self) -> bool {
+        self.Q8_0.many.is_some()
     }
 
     /// The integer kernel for weights of type `dtype`; `None` if they are multiplied as f32.

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::{
     Cpu, Tensor, Weight,
-    activation::{Block8, Forms, GROUP, Rounded, TOGETHER, pack, packed_len},
+    activation::{Block8, Forms, GROUP, MATRIX, Rounded, Rows, TOGETHER, pack, packed_len},
     kernels::{IntegerKernel, TileKernel},
     memory::Buffer,
     pool::{Columns, Strip},
@@ -18,11 +18,20 @@ use crate::{
     weight::{Part, Product},
 };
 
-/// The most token rows in a batch: a number of whole groups for all kernels.
-const BATCH_ROWS: usize = 120;
+/// How much meets a tile before the next one comes.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    /// The most token rows: a number of whole groups for all kernels.
+    rows: usize,
+    /// The most bytes of activations.
+    bytes: usize,
+}
 
-/// The most bytes of activations in a batch: half of a second-level cache of 1 MiB.
-const BATCH_BYTES: usize = 512 << 10;
+/// Half of a second-level cache of 1 MiB.
+const BATCH: Batch = Batch { rows: 120, bytes: 512 << 10 };
+
+/// The same for matrices, which weights are unpacked for at greater length: half of the 2 MiB of machines that multiply them.
+const MATRIX_BATCH: Batch = Batch { rows: 512, bytes: 1 << 20 };
 
 /// Rows of activations that meet the same rows of weights.
 #[derive(Clone, Copy)]
@@ -33,21 +42,24 @@ struct Group<'a> {
     x: &'a [usize],
     /// Which rows of the output they make.
     out: &'a [usize],
-    /// Where those rows of the activations begin among the packed ones, if there are several.
+    /// How many of those a kernel takes at a time: [`MATRIX`], [`TOGETHER`] or, if it is one row, 1.
+    together: usize,
+    /// Where those rows of the activations begin among the packed ones of which so many go together.
     packed: usize,
 }
 
 impl Group<'_> {
-    /// How many packed rows it has. One row alone is not packed.
+    /// How many packed rows it has.
     fn packed_len(&self) -> usize {
-        if self.x.len() > 1 { self.x.len().next_multiple_of(TOGETHER) } else { 0 }
+        self.x.len().next_multiple_of(self.together)
     }
 }
 
 impl Cpu {
     pub(crate) fn multiply(&self, x: &Tensor, w: &Weight) -> Tensor {
         let rows = self.indices(0..x.rows());
-        let all = Group { first: 0, x: &rows, out: &rows, packed: 0 };
+        let together = self.together(rows.len());
+        let all = Group { first: 0, x: &rows, out: &rows, together, packed: 0 };
         if rows.len() == 1 {
             w.parts.iter().for_each(|part| self.round_for(part, x));
         }
@@ -72,15 +84,26 @@ impl Cpu {
         let slots = if x.shape().len() == 3 { 1 } else { k };
         let sources = self.indices(rows.iter().map(|row| row / slots));
         let same = |a: &usize, b: &usize| expert(*a) == expert(*b);
-        let groups = rows.chunk_by(same).scan((0, 0), |(start, packed), out| {
+        let groups = rows.chunk_by(same).scan((0, [0; MATRIX + 1]), |(start, packed), out| {
             let x = &sources[*start..][..out.len()];
-            let group = Group { first: expert(out[0]) * width, x, out, packed: *packed };
+            let (first, together) = (expert(out[0]) * width, self.together(out.len()));
+            let group = Group { first, x, out, together, packed: packed[together] };
             *start += out.len();
-            *packed += group.packed_len();
+            packed[together] += group.packed_len();
             Some(group)
         });
         w.parts.iter().for_each(|part| self.round_for(part, x));
         self.products(x, &Rounded::default(), w, self.tensor([n, k, width]), groups)
+    }
+
+    /// How many of so many rows a kernel takes at a time.
+    fn together(&self, rows: usize) -> usize {
+        match rows {
+            0 | 1 => 1,
+            // Half a matrix takes as long as a whole one.
+            _ if rows <= TOGETHER || !self.kernels.multiply_matrices() => TOGETHER,
+            _ => MATRIX,
+        }
     }
 
     fn indices(&self, all: impl ExactSizeIterator<Item = usize>) -> Buffer<usize> {
@@ -102,7 +125,7 @@ impl Cpu {
         let [.., width] = *out.shape() else { panic!("an output has rows") };
         for group in groups.clone() {
             for part in w.parts_of(group.first..group.first + width) {
-                self.pack_for(part, x, packed, groups.clone());
+                self.pack_for(part, x, packed, group.together, groups.clone());
             }
         }
         let n = out.values().len() / width.max(1);
@@ -134,25 +157,45 @@ impl Cpu {
         }
     }
 
-    /// Packs the rows of groups that have several as `part` wants them, unless another one already did.
+    /// Packs the rows of the groups of which `together` are taken at a time as `part` wants them, unless another one already did.
     fn pack_for<'g>(
         &self,
         part: &Part,
         x: &Tensor,
         packed: &Rounded,
+        together: usize,
         groups: impl Iterator<Item = Group<'g>>,
     ) {
-        let (q8_0, q8_k) = (&x.rounded.q8_0, &x.rounded.q8_k);
         match part.product {
             Product::Integer(IntegerKernel::Blocks(_)) => {
-                let kernel = self.kernels.quantize_q8_0;
-                packed.q8_0.packed.get_or_init(|| self.pack(x, q8_0, kernel, groups));
+                let forms = (&x.rounded.q8_0, &packed.q8_0);
+                self.pack_rounded(x, forms, self.kernels.quantize_q8_0, together, groups);
             }
             Product::Integer(IntegerKernel::Superblocks(_)) => {
-                let kernel = self.kernels.quantize_q8_k;
-                packed.q8_k.packed.get_or_init(|| self.pack(x, q8_k, kernel, groups));
+                let forms = (&x.rounded.q8_k, &packed.q8_k);
+                self.pack_rounded(x, forms, self.kernels.quantize_q8_k, together, groups);
             }
             Product::Float(_) => {}
+        }
+    }
+
+    /// Packs into the second of `forms`, where the first may have the rows.
+    fn pack_rounded<'g, A: Block8>(
+        &self,
+        x: &Tensor,
+        (rounded, packed): (&Forms<A>, &Forms<A>),
+        kernel: fn(&[f32], &mut [A]),
+        together: usize,
+        groups: impl Iterator<Item = Group<'g>>,
+    ) {
+        match together {
+            MATRIX => {
+                packed.matrices.get_or_init(|| self.pack(x, rounded, kernel, groups));
+            }
+            TOGETHER => {
+                packed.packed.get_or_init(|| self.pack(x, rounded, kernel, groups));
+            }
+            _ => {}
         }
     }
 
@@ -166,33 +209,32 @@ impl Cpu {
         out
     }
 
-    /// The rows of all groups that have several, side by side: as `rounded` if they are there, or rounded on the way.
-    fn pack<'g, A: Block8>(
+    /// The rows of all groups that an `R` is made for: as `rounded` if they are there, or rounded on the way.
+    fn pack<'g, A: Block8, R: Rows<A>>(
         &self,
         x: &Tensor,
         rounded: &Forms<A>,
         kernel: fn(&[f32], &mut [A]),
         groups: impl Iterator<Item = Group<'g>>,
-    ) -> Buffer<A::Packed> {
+    ) -> Buffer<R> {
         let mut sources = Vec::new();
-        for group in groups.filter(|group| group.x.len() > 1) {
+        for group in groups.filter(|group| group.together == R::COUNT) {
             sources.extend(group.x);
             sources.resize(group.packed + group.packed_len(), group.x[group.x.len() - 1]);
         }
         let blocks = x.shape()[x.shape().len() - 1] / A::LEN;
-        let sources = sources.as_chunks::<TOGETHER>().0;
-        let mut out = self.memory.buffer(sources.len() * blocks);
-        let columns = Columns { count: out.len(), granule: 1, cost: TOGETHER * A::LEN };
+        let mut out = self.memory.buffer::<R>(sources.len() / R::COUNT * blocks);
+        let columns = Columns { count: out.len(), granule: 1, cost: R::COUNT * A::LEN };
         self.pool.fill(&mut out, columns, |mut strip| {
             for (i, packed) in strip.columns().zip(strip.row(0)) {
-                for (n, row) in sources[i / blocks].iter().enumerate() {
+                for (n, row) in sources[i / blocks * R::COUNT..][..R::COUNT].iter().enumerate() {
                     let b = row * blocks + i % blocks;
                     match rounded.rows.get() {
-                        Some(rows) => rows[b].put(n, packed),
+                        Some(rows) => packed.put(n, &rows[b]),
                         None => {
                             let mut block = [A::UNWRITTEN];
                             kernel(&x.values()[b * A::LEN..][..A::LEN], &mut block);
-                            block[0].put(n, packed);
+                            packed.put(n, &block[0]);
                         }
                     }
                 }
@@ -222,9 +264,10 @@ impl Cpu {
                 integer_products(kernel, forms, cols, group, part, rows, strip);
             }
             Product::Float(kernel) => {
-                let batch = batch_len(group.x.len(), cols * size_of::<f32>(), GROUP);
-                tiles(batch, group, part, rows, strip, |batch| {
-                    let mut rows: [&[f32]; BATCH_ROWS] = [&[]; BATCH_ROWS];
+                let batch = batch_len(BATCH, group.x.len(), cols * size_of::<f32>(), GROUP);
+                let products = &mut [[0.0; ROWS]; BATCH.rows];
+                tiles(batch, products, group, part, rows, strip, |batch| {
+                    let mut rows: [&[f32]; BATCH.rows] = [&[]; BATCH.rows];
                     let rows = &mut rows[..batch.len()];
                     for (row, index) in rows.iter_mut().zip(&group.x[batch]) {
                         *row = &x.values()[index * cols..][..cols];
@@ -251,26 +294,47 @@ fn integer_products<A: Block8>(
     strip: &mut Strip<'_, f32>,
 ) {
     let blocks = cols / A::LEN;
+    let (count, row_bytes) = (group.x.len(), blocks * size_of::<A>());
     if let [row] = *group.x {
         let x = &forms.0.rows.get().expect("rounded before")[row * blocks..][..blocks];
-        tiles(1, group, part, rows, strip, |_| {
+        tiles(1, &mut [[0.0; ROWS]], group, part, rows, strip, |_| {
             move |tile, out| part.with_tile(tile, |tile| (kernel.one)(tile, x, &mut out[0]))
         });
-        return;
+    } else if let (MATRIX, Some(many)) = (group.together, kernel.many) {
+        let x = forms.1.matrices.get().expect("packed before");
+        let batch = batch_len(MATRIX_BATCH, count, row_bytes, MATRIX);
+        let products = &mut [[0.0; ROWS]; MATRIX_BATCH.rows];
+        tiles(batch, products, group, part, rows, strip, |batch| {
+            let x = packed_batch::<A, _>(x, group, blocks, batch);
+            move |tile, out| part.with_tile(tile, |tile| many(tile, x, out))
+        });
+    } else {
+        let x = forms.1.packed.get().expect("packed before");
+        let batch = batch_len(BATCH, count, row_bytes, TOGETHER);
+        let products = &mut [[0.0; ROWS]; BATCH.rows];
+        tiles(batch, products, group, part, rows, strip, |batch| {
+            let x = packed_batch::<A, _>(x, group, blocks, batch);
+            move |tile, out| part.with_tile(tile, |tile| (kernel.several)(tile, x, out))
+        });
     }
-    let x = &forms.1.packed.get().expect("packed before")[group.packed / TOGETHER * blocks..];
-    let batch = batch_len(group.x.len(), blocks * size_of::<A>(), TOGETHER);
-    tiles(batch, group, part, rows, strip, |batch| {
-        let packed = batch.start / TOGETHER..batch.end.div_ceil(TOGETHER);
-        let x = &x[packed.start * blocks..packed.end * blocks];
-        move |tile, out| part.with_tile(tile, |tile| (kernel.several)(tile, x, out))
-    });
+}
+
+/// The rows `batch` of `group`, of `blocks` blocks each, among those that are packed.
+fn packed_batch<'x, A, R: Rows<A>>(
+    packed: &'x [R],
+    group: &Group<'_>,
+    blocks: usize,
+    batch: Range<usize>,
+) -> &'x [R] {
+    let first = group.packed / R::COUNT;
+    let packed_rows = first + batch.start / R::COUNT..first + batch.end.div_ceil(R::COUNT);
+    &packed[packed_rows.start * blocks..packed_rows.end * blocks]
 }
 
 /// How many rows of activations meet a tile before the next tile comes, if there are `count` of so many bytes and a kernel takes so many at a time:
 /// batches of about the same size.
-fn batch_len(count: usize, row_bytes: usize, together: usize) -> usize {
-    let most = (BATCH_BYTES / row_bytes.max(1)).min(BATCH_ROWS);
+fn batch_len(most: Batch, count: usize, row_bytes: usize, together: usize) -> usize {
+    let most = (most.bytes / row_bytes.max(1)).min(most.rows);
     let most = (most / together).max(1) * together;
     count.div_ceil(count.div_ceil(most).max(1)).max(1).next_multiple_of(together).min(most)
 }
@@ -278,10 +342,11 @@ fn batch_len(count: usize, row_bytes: usize, together: usize) -> usize {
 /// Multiplies the rows `rows` of the matrix, which are in `part`, with the activations of `group`: `batch` of them at a time, and each batch
 /// tile by tile.
 ///
-/// What `multiplier` makes of a batch, which is a range of the group's rows, gets the number of a tile, and room for the products of each row of the
+/// What `multiplier` makes of a batch, which is a range of the group's rows, gets the number of a tile, and room in `products` for those of each row of the
 /// batch with the tile's rows. Of a tile at an edge some are not wanted.
 fn tiles<M: FnMut(usize, &mut [[f32; ROWS]])>(
     batch: usize,
+    products: &mut [[f32; ROWS]],
     group: &Group<'_>,
     part: &Part,
     rows: Range<usize>,
@@ -289,7 +354,6 @@ fn tiles<M: FnMut(usize, &mut [[f32; ROWS]])>(
     multiplier: impl Fn(Range<usize>) -> M,
 ) {
     let first = group.first + strip.columns().start;
-    let mut products = [[0.0; ROWS]; BATCH_ROWS];
     for (i, outs) in group.out.chunks(batch).enumerate() {
         let products = &mut products[..outs.len()];
         let mut multiply = multiplier(i * batch..i * batch + outs.len());
@@ -319,15 +383,15 @@ mod tests {
         for (len, together) in [(896, GROUP), (4864, GROUP), (1 << 20, GROUP), (896, 8), (0, 8)] {
             let row_bytes = len * size_of::<f32>();
             for count in 0..1000 {
-                let batch = batch_len(count, row_bytes, together);
+                let batch = batch_len(BATCH, count, row_bytes, together);
                 assert!(batch.is_multiple_of(together) && batch > 0);
-                assert!(batch == together || batch * row_bytes <= BATCH_BYTES);
-                assert!(batch <= BATCH_ROWS);
+                assert!(batch == together || batch * row_bytes <= BATCH.bytes);
+                assert!(batch <= BATCH.rows);
                 // None is left with few rows while others are full.
                 let batches = count.div_ceil(batch);
                 assert!(batches * batch < count + batches * together + 1, "{count} by {batch}");
             }
         }
-        assert_eq!(batch_len(256, 896 * size_of::<f32>(), GROUP), 90);
+        assert_eq!(batch_len(BATCH, 256, 896 * size_of::<f32>(), GROUP), 90);
     }
 }

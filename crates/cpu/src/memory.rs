@@ -14,7 +14,7 @@ pub(crate) use crate::aarch64::{fetched_for_one, prefetch, prefetch_early};
 pub(crate) use crate::x86_64::{fetched_for_one, prefetch, prefetch_early};
 
 use crate::{
-    activation::{Floats, Q8, Q8K, TOGETHER},
+    activation::{Floats, MATRIX, Q8, Q8K, Q8KMatrix, Q8Matrix, Sums, TOGETHER},
     generic::LANES,
 };
 
@@ -93,13 +93,20 @@ impl Plain for Q8<TOGETHER> {
     }
 }
 
+impl Plain for Q8Matrix {
+    const UNWRITTEN: Self = Self { qs: [[0; 32]; MATRIX], d: [f32::NAN; MATRIX], sum: [0; MATRIX] };
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.q8_0_matrices
+    }
+}
+
+impl<const N: usize> Sums<N> {
+    const UNKNOWN: Self = Self { of_16: [[[0; 2]; N]; 8], of_32: [[[0; 2]; N]; 4] };
+}
+
 impl<const N: usize> Q8K<N> {
-    const UNKNOWN: Self = Self {
-        d: [f32::NAN; N],
-        sums_16: [[[0; 2]; N]; 8],
-        sums_32: [[[0; 2]; N]; 4],
-        qs: [[[0; 4]; N]; 64],
-    };
+    const UNKNOWN: Self = Self { d: [f32::NAN; N], sums: Sums::UNKNOWN, qs: [[[0; 4]; N]; 64] };
 }
 
 impl Plain for Q8K {
@@ -115,6 +122,15 @@ impl Plain for Q8K<TOGETHER> {
 
     fn store(memory: &Memory) -> &Arc<Store<Self>> {
         &memory.q8_k_packed
+    }
+}
+
+impl Plain for Q8KMatrix {
+    const UNWRITTEN: Self =
+        Self { qs: [[0; 256]; MATRIX], d: [f32::NAN; MATRIX], sums: Sums::UNKNOWN };
+
+    fn store(memory: &Memory) -> &Arc<Store<Self>> {
+        &memory.q8_k_matrices
     }
 }
 
@@ -136,6 +152,8 @@ pub(crate) struct Memory {
     q8_k: Arc<Store<Q8K>>,
     q8_0_packed: Arc<Store<Q8<TOGETHER>>>,
     q8_k_packed: Arc<Store<Q8K<TOGETHER>>>,
+    q8_0_matrices: Arc<Store<Q8Matrix>>,
+    q8_k_matrices: Arc<Store<Q8KMatrix>>,
 }
 
 impl Memory {
@@ -148,6 +166,8 @@ impl Memory {
             q8_k: Store::new(MOST_KEPT),
             q8_0_packed: Store::new(MOST_KEPT),
             q8_k_packed: Store::new(MOST_KEPT),
+            q8_0_matrices: Store::new(MOST_KEPT),
+            q8_k_matrices: Store::new(MOST_KEPT),
         }
     }
 

@@ -163,6 +163,17 @@ impl Probes {
                     INT8_AVX512_OPS
                 )
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => {
+                use crate::x86_64::{amx, avx512::Avx512};
+                probes!(
+                    Avx512,
+                    ["avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"],
+                    12,
+                    amx::chains,
+                    amx::CHAINS_OPS
+                )
+            }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => {
                 use crate::aarch64::{neon::Neon, probe::*};
@@ -175,7 +186,13 @@ impl Probes {
             }
             // Foreign sets have been refused; a new one must not pass for the scalar one.
             #[allow(unreachable_patterns, reason = "which sets are foreign depends on the target")]
-            Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Neon | Isa::NeonDot => {
+            Isa::Scalar
+            | Isa::Avx2
+            | Isa::AvxVnni
+            | Isa::Avx512
+            | Isa::Amx
+            | Isa::Neon
+            | Isa::NeonDot => {
                 probes!(Scalar, [], 1, int8_plain, INT8_PLAIN_OPS)
             }
         }

@@ -184,6 +184,7 @@ macro_rules! kernels {
                     out: &mut [[f32; $crate::tile::ROWS]]
                 )
             },
+            many: None,
         }
     };
     (@float $f:tt $simd:ty, $float:ty) => {

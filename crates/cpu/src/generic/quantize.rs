@@ -39,12 +39,12 @@ pub(crate) fn q8_k(x: &[f32], out: &mut [Q8K]) {
         for (sum, qs) in sums.iter_mut().zip(qs.as_chunks::<16>().0) {
             *sum = qs.iter().map(|&q| i16::from(q)).sum();
         }
-        out.sums_16 = paired(&sums);
+        out.sums.of_16 = paired(&sums);
         let mut wider = [0; 8];
         for (i, sum) in wider.iter_mut().enumerate() {
             *sum = sums[2 * i] + sums[2 * i + 1];
         }
-        out.sums_32 = paired(&wider);
+        out.sums.of_32 = paired(&wider);
     }
 }
 

@@ -10,7 +10,7 @@ use half::f16;
 use super::{LANES, Simd, lanes::Element, scalar};
 use crate::{
     Isa,
-    activation::{Block8, Floats, Q8, Q8K, TOGETHER, pack, packed_len},
+    activation::{Block8, Floats, MATRIX, Q8, Q8K, Rows, pack, packed_len},
     kernels::{AttentionKernels, IntegerKernel, Kernels, TileKernel},
     memory::Plain,
     tile::{Layout, Line, ROWS},
@@ -347,10 +347,10 @@ fn activations_are_rounded_as_their_definition_says() {
             let sum =
                 |i: usize, n: usize| qs[i * n..][..n].iter().map(|&q| i16::from(q)).sum::<i16>();
             for (pair, first) in [0, 1, 4, 5, 8, 9, 12, 13].into_iter().enumerate() {
-                assert_eq!(found.sums_16[pair], [[sum(first, 16), sum(first + 2, 16)]]);
+                assert_eq!(found.sums.of_16[pair], [[sum(first, 16), sum(first + 2, 16)]]);
             }
             for (pair, first) in [0, 1, 4, 5].into_iter().enumerate() {
-                assert_eq!(found.sums_32[pair], [[sum(first, 32), sum(first + 2, 32)]]);
+                assert_eq!(found.sums.of_32[pair], [[sum(first, 32), sum(first + 2, 32)]]);
             }
         }
     }
@@ -410,7 +410,7 @@ fn products(
     out.into_flattened()
 }
 
-/// One row as it is, several packed.
+/// One row as it is, several packed, or as matrices where there are kernels for those.
 fn multiply<A: Block8>(
     kernel: TileKernel<A>,
     tile: &[Line],
@@ -421,12 +421,21 @@ fn multiply<A: Block8>(
         return (kernel.one)(tile, rounded, out);
     }
     let blocks = rounded.len() / out.len();
-    let mut packed = vec![A::Packed::UNWRITTEN; out.len().div_ceil(TOGETHER) * blocks];
+    match kernel.many {
+        Some(many) => many(tile, &packed::<A, _>(rounded, blocks), out),
+        None => (kernel.several)(tile, &packed::<A, _>(rounded, blocks), out),
+    }
+}
+
+/// Rows of so many blocks.
+fn packed<A, R: Rows<A>>(rounded: &[A], blocks: usize) -> Vec<R> {
+    let rows = rounded.len() / blocks;
+    let mut packed = vec![R::UNWRITTEN; rows.div_ceil(R::COUNT) * blocks];
     for (i, block) in rounded.iter().enumerate() {
         let (row, b) = (i / blocks, i % blocks);
-        block.put(row % TOGETHER, &mut packed[row / TOGETHER * blocks + b]);
+        packed[row / R::COUNT * blocks + b].put(row % R::COUNT, block);
     }
-    (kernel.several)(tile, &packed, out);
+    packed
 }
 
 fn tiled_types() -> impl Iterator<Item = DType> {
@@ -435,21 +444,26 @@ fn tiled_types() -> impl Iterator<Item = DType> {
 
 #[test]
 fn tile_kernels_are_their_twins_for_every_number_of_rows() {
+    /// Two matrices of activations, and some rows.
+    const MOST: usize = 2 * MATRIX + 3;
+
     for dtype in tiled_types() {
-        for blocks in [1, 3] {
+        // The last is more than what is unpacked together.
+        for blocks in [1, 3, 9] {
             let tile = tile(dtype, blocks, |row, i| (i * 151 + row * 89 + i * i / 7) as u8);
             let values: Vec<Vec<f32>> =
-                (0..15).map(|n| values(n, blocks * dtype.block_len())).collect();
+                (0..MOST).map(|n| values(n as u32, blocks * dtype.block_len())).collect();
             let mut alone = Vec::new();
-            for n in 1..=15 {
+            for row in &values {
+                alone.extend(products(&scalar::KERNELS, dtype, &tile, blocks, 1, |_, i| row[i]));
+            }
+            for n in (1..=MATRIX + 2).chain([2 * MATRIX, MOST]) {
                 assert_twins(&format!("{dtype} against {n} rows"), |k| {
                     products(k, dtype, &tile, blocks, n, |n, i| values[n][i])
                 });
                 let found =
                     products(&scalar::KERNELS, dtype, &tile, blocks, n, |n, i| values[n][i]);
-                let row = &values[n - 1];
-                alone.extend(products(&scalar::KERNELS, dtype, &tile, blocks, 1, |_, i| row[i]));
-                assert_eq!(bits(&found), bits(&alone), "{dtype}: {n} rows at once");
+                assert_eq!(bits(&found), bits(&alone[..n * ROWS]), "{dtype}: {n} rows at once");
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Intel and AMD.
 
+pub(crate) mod amx;
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod probe;

@@ -34,8 +34,11 @@ macro_rules! for_eight {
     })*};
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use for_eight;
+
 mod blocks;
-mod superblocks;
+pub(crate) mod superblocks;
 
 use super::{
     Simd,
@@ -198,7 +201,7 @@ fn stored<S: Simd, const N: usize>(products: Products<S, N>) -> [[f32; ROWS]; N]
 
 /// `acc + scale * d * sum`, where the product of the scales is rounded.
 #[inline(always)]
-fn plus<S: Simd>(acc: S::Part, scale: S::Part, d: f32, sum: S::Words) -> S::Part {
+pub(crate) fn plus<S: Simd>(acc: S::Part, scale: S::Part, d: f32, sum: S::Words) -> S::Part {
     S::fma_part(S::mul_part(scale, S::part(S::splat(d), 0)), S::to_part(sum), acc)
 }
 

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use super::{no_products, parts, plus, stored, words_in_dots};
 use crate::{
-    activation::{Q8K, TOGETHER},
+    activation::{Q8K, Sums, TOGETHER},
     generic::{
         Simd,
         unpack::{Block, LONGEST_RUN, Loaded, Tiled256, zero},
@@ -198,7 +198,7 @@ fn start_of<S: Simd, T: Tiled256, const W: usize>(x: &Q8K<W>, i: usize, n: usize
         return 0;
     }
     let (pair, element) = (i / 4 * 2 + i % 2, i % 4 / 2);
-    let sums = if T::SUB_BLOCK == 32 { x.sums_32[pair][n] } else { x.sums_16[pair][n] };
+    let sums = if T::SUB_BLOCK == 32 { x.sums.of_32[pair][n] } else { x.sums.of_16[pair][n] };
     -zero::<S, T>() * i32::from(sums[element])
 }
 
@@ -213,7 +213,7 @@ fn subtract_zeros<S: Simd, T: Tiled256, const N: usize, const W: usize>(
     let pairs = pairs::<S, T>(*scales, T::SIGNED_SCALES);
     let mut n = 0;
     while n < N {
-        let weighted = weighted::<S, T, W>(&pairs, x, n);
+        let weighted = weighted::<S, T, W>(&pairs, &x.sums, n);
         sums[n] = S::add_word(sums[n], S::mul_word(weighted, minus_zero));
         n += 1;
     }
@@ -247,7 +247,7 @@ fn add<S: Simd, T: Tiled256, const N: usize, const W: usize>(
         let negative = S::mul_part(block.load_halves::<S>(1), minus_one);
         n = 0;
         while n < N {
-            let sum = weighted::<S, T, W>(&pairs, x, n);
+            let sum = weighted::<S, T, W>(&pairs, &x.sums, n);
             acc[n] = plus::<S>(acc[n], negative, x.d[n], sum);
             n += 1;
         }
@@ -256,10 +256,10 @@ fn add<S: Simd, T: Tiled256, const N: usize, const W: usize>(
 
 /// The bytes of sub-blocks, two to a word as 16-bit numbers: of each four, the first and the third, then the others.
 /// That is the order of the sums of [`Q8K`].
-type Pairs<S> = [<S as Simd>::Words; 8];
+pub(crate) type Pairs<S> = [<S as Simd>::Words; 8];
 
 #[inline(always)]
-fn pairs<S: Simd, T: Tiled256>(bytes: [S::Words; 4], signed: bool) -> Pairs<S> {
+pub(crate) fn pairs<S: Simd, T: Tiled256>(bytes: [S::Words; 4], signed: bool) -> Pairs<S> {
     let mut pairs = [S::splat_word(0); 8];
     let mut i = 0;
     while i < const { 64 / T::SUB_BLOCK } {
@@ -284,20 +284,20 @@ fn pair<S: Simd>(words: S::Words, signed: bool) -> S::Words {
 
 /// The sum over all sub-blocks of its number times the sum of the activations of row `n`.
 #[inline(always)]
-fn weighted<S: Simd, T: Tiled256, const W: usize>(
+pub(crate) fn weighted<S: Simd, T: Tiled256, const W: usize>(
     pairs: &Pairs<S>,
-    x: &Q8K<W>,
+    sums: &Sums<W>,
     n: usize,
 ) -> S::Words {
     let (mut sum, mut i) = (S::splat_word(0), 0);
     if const { T::SUB_BLOCK == 32 } {
         while i < 4 {
-            sum = S::dot_pairs(sum, pairs[i], x.sums_32[i][n]);
+            sum = S::dot_pairs(sum, pairs[i], sums.of_32[i][n]);
             i += 1;
         }
     } else {
         while i < 8 {
-            sum = S::dot_pairs(sum, pairs[i], x.sums_16[i][n]);
+            sum = S::dot_pairs(sum, pairs[i], sums.of_16[i][n]);
             i += 1;
         }
     }
