@@ -21,6 +21,13 @@ use crate::{
 /// The most bytes that one store keeps for later: about what reading a long prompt in chunks of 512 tokens takes.
 const MOST_KEPT: usize = 256 << 20;
 
+/// Bytes from what is in use to what memory is asked for, where each is read once.
+const FETCH_AHEAD: usize = 8 << 10;
+
+/// The same where the second-level cache is asked to have them first, and then the first-level one.
+const FETCH_EARLY: usize = 32 << 10;
+const FETCH_SOON: usize = 4 << 10;
+
 /// How weights are asked for before they are used.
 #[derive(Clone, Copy)]
 pub(crate) enum Fetch {
@@ -29,6 +36,19 @@ pub(crate) enum Fetch {
     AtOnce,
     /// First into the second-level cache, then into the first one.
     InSteps,
+}
+
+/// Asks for the line that is read some time after that of `address`, where all are read in the order of memory.
+#[inline(always)]
+pub(crate) fn fetch_after<T>(address: *const T, fetch: Fetch) {
+    match fetch {
+        Fetch::No => {}
+        Fetch::AtOnce => prefetch(address.wrapping_byte_add(FETCH_AHEAD)),
+        Fetch::InSteps => {
+            prefetch_early(address.wrapping_byte_add(FETCH_EARLY));
+            prefetch(address.wrapping_byte_add(FETCH_SOON));
+        }
+    }
 }
 
 /// Other machines fetch memory on their own.

@@ -20,13 +20,6 @@ use crate::{Cpu, generic::LANES, pages::Piece, pool::Columns};
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 2 * LANES;
 
-/// Bytes from the weights in use to those that memory is asked for, where each is read once.
-pub(crate) const FETCH_AHEAD: usize = 8 << 10;
-
-/// The same where the second-level cache is asked to have them first, and then the first-level one.
-pub(crate) const FETCH_EARLY: usize = 32 << 10;
-pub(crate) const FETCH_SOON: usize = 4 << 10;
-
 /// The same word of each of 16 rows, or a 16-bit number of each of 32.
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C, align(64))]

@@ -8,7 +8,7 @@
 use super::{LANES, Simd};
 use crate::{
     activation::{Floats, GROUP},
-    memory::prefetch,
+    memory::{Fetch, fetch_after, fetched_for_one, prefetch},
     tile::ROWS,
 };
 
@@ -172,15 +172,15 @@ fn block<S: Simd, F: Float, const R: usize, const N: usize>(
     let begins = from == 0;
     if N == 1 {
         // Each number is read once, and memory takes longer than any sum.
-        return add_share::<S, F, All, R, N>(rows, x, begins, sums);
+        return add_share::<S, F, All, R, N>(rows, x, begins, fetched_for_one(true), sums);
     }
-    add_share::<S, F, Part<0>, R, N>(rows, x, begins, sums);
+    add_share::<S, F, Part<0>, R, N>(rows, x, begins, Fetch::No, sums);
     if S::PARTS > 1 {
-        add_share::<S, F, Part<1>, R, N>(rows, x, begins, sums);
+        add_share::<S, F, Part<1>, R, N>(rows, x, begins, Fetch::No, sums);
     }
     if S::PARTS > 2 {
-        add_share::<S, F, Part<2>, R, N>(rows, x, begins, sums);
-        add_share::<S, F, Part<3>, R, N>(rows, x, begins, sums);
+        add_share::<S, F, Part<2>, R, N>(rows, x, begins, Fetch::No, sums);
+        add_share::<S, F, Part<3>, R, N>(rows, x, begins, Fetch::No, sums);
     }
 }
 
@@ -238,12 +238,14 @@ impl<S: Simd, const I: usize> Share<S> for Part<I> {
     }
 }
 
-/// Adds the products of one share of the lanes, of `R` rows of weights and `N` of activations: to zeros where a row begins.
+/// Adds the products of one share of the lanes, of `R` rows of weights and `N` of activations: to zeros where a row begins. What comes after the weights is
+/// asked for as `fetch` says.
 #[inline(always)]
 fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
     w: [&[F::Group]; R],
     x: &[[Floats; N]],
     begins: bool,
+    fetch: Fetch,
     sums: &mut [[S::Lanes; N]; R],
 ) {
     let mut acc = [[L::of(S::splat(0.0)); N]; R];
@@ -257,6 +259,7 @@ fn add_share<S: Simd, F: Float, L: Share<S>, const R: usize, const N: usize>(
     for (i, x) in x.iter().enumerate() {
         let mut weights = [L::of(S::splat(0.0)); R];
         for r in 0..R {
+            fetch_after(&w[r][i], fetch);
             weights[r] = L::of(F::load::<S>(&w[r][i]));
         }
         for n in 0..N {

@@ -12,8 +12,8 @@ use apr_tensor::{
 
 use super::Simd;
 use crate::{
-    memory::{Fetch, prefetch, prefetch_early},
-    tile::{FETCH_AHEAD, FETCH_EARLY, FETCH_SOON, Layout, Line},
+    memory::{Fetch, fetch_after},
+    tile::{Layout, Line},
 };
 
 /// A block of each row of one part of a tile: of as many rows as a register has lanes.
@@ -56,14 +56,7 @@ impl<'a> Block<'a> {
         let lines = self.layout.lines();
         let (i, shares) = (shares * self.part / P + i, shares * (2 * S::PARTS) / P);
         for line in lines * i / shares..lines * (i + 1) / shares {
-            let ahead = |bytes| self.lines.as_ptr().wrapping_add(line).wrapping_byte_add(bytes);
-            match fetch {
-                Fetch::InSteps => {
-                    prefetch_early(ahead(FETCH_EARLY));
-                    prefetch(ahead(FETCH_SOON));
-                }
-                _ => prefetch(ahead(FETCH_AHEAD)),
-            }
+            fetch_after(self.lines.as_ptr().wrapping_add(line), fetch);
         }
     }
 
