@@ -380,13 +380,16 @@ mod tests {
 
     #[test]
     fn batches_are_whole_groups_of_about_the_same_size_and_fit_into_the_cache() {
-        for (len, together) in [(896, GROUP), (4864, GROUP), (1 << 20, GROUP), (896, 8), (0, 8)] {
+        let lengths = [896, 4864, 1 << 20, 0];
+        let kinds = [(BATCH, GROUP), (BATCH, TOGETHER), (MATRIX_BATCH, MATRIX)];
+        for (len, (most, together)) in lengths.iter().flat_map(|len| kinds.map(|kind| (len, kind)))
+        {
             let row_bytes = len * size_of::<f32>();
             for count in 0..1000 {
-                let batch = batch_len(BATCH, count, row_bytes, together);
+                let batch = batch_len(most, count, row_bytes, together);
                 assert!(batch.is_multiple_of(together) && batch > 0);
-                assert!(batch == together || batch * row_bytes <= BATCH.bytes);
-                assert!(batch <= BATCH.rows);
+                assert!(batch == together || batch * row_bytes <= most.bytes);
+                assert!(batch <= most.rows);
                 // None is left with few rows while others are full.
                 let batches = count.div_ceil(batch);
                 assert!(batches * batch < count + batches * together + 1, "{count} by {batch}");

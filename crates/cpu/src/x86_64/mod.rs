@@ -14,8 +14,8 @@ use crate::memory::Fetch;
 
 /// How weights are asked for that one row meets, `in_order` if lines are read as they lie in memory.
 ///
-/// Measured: what is read in order AMD's cores fetch well on their own (Zen 4, Zen 5), and asking takes its place. Of what is not, Zen 3 and Zen 4 get it into the
-/// first-level cache in time only if they were asked to have it in the second before; on Zen 5, which AVX-VNNI came with, asking once is enough. Intel's cores are to be asked
+/// Measured: what is read in order AMD's cores fetch well on their own (Zen 4, Zen 5), and asking takes its place. Of what is not, Zen 4 gets it into the
+/// first-level cache in time only if it was asked to have it in the second before; on Zen 5, which AVX-VNNI came with, asking once is enough. Intel's cores are to be asked
 /// in both cases (Emerald Rapids).
 #[inline(always)]
 pub(crate) fn fetched_for_one(in_order: bool) -> Fetch {

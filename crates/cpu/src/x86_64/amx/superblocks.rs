@@ -151,8 +151,7 @@ fn add<T: Tiled256>(
     if const { has_high_bytes::<T>() } {
         multiply(x, weights, sums);
     } else {
-        let [low_0, low_1, ..] = &mut *sums;
-        multiply_low(x, weights, low_0, low_1);
+        multiply_low(x, weights, sums);
     }
     for (half, factors) in factors.iter().enumerate() {
         for (n, out) in out.iter_mut().enumerate() {
@@ -177,40 +176,51 @@ fn add<T: Tiled256>(
     }
 }
 
+/// The products of 64 columns: those of low bytes enter registers 0 and 1.
+macro_rules! low_bytes {
+    ($k:literal) => {
+        concat!(
+            "tileloadd tmm4, [{x} + {row} + 64 * ",
+            $k,
+            "]\n",
+            "tileloadd tmm5, [{w} + {line} + 1024 * ",
+            $k,
+            "]\n",
+            "tdpbsud tmm0, tmm4, tmm5\n",
+            "tileloadd tmm6, [{w} + {line} + 4096 + 1024 * ",
+            $k,
+            "]\n",
+            "tdpbsud tmm1, tmm4, tmm6\n",
+        )
+    };
+}
+
+/// After those, the products of high bytes with the same activations enter registers 2 and 3.
+macro_rules! high_bytes {
+    ($k:literal) => {
+        concat!(
+            "tileloadd tmm7, [{w} + {line} + 8192 + 1024 * ",
+            $k,
+            "]\n",
+            "tdpbssd tmm2, tmm4, tmm7\n",
+            "tileloadd tmm5, [{w} + {line} + 12288 + 1024 * ",
+            $k,
+            "]\n",
+            "tdpbssd tmm3, tmm4, tmm5\n",
+        )
+    };
+}
+
 /// All sums of products, of low bytes and of high ones.
 #[inline(always)]
 fn multiply(x: &Q8KMatrix, weights: &Scaled, sums: &mut [Sums; 4]) {
-    macro_rules! columns {
-        ($k:literal) => {
-            concat!(
-                "tileloadd tmm4, [{x} + {row} + 64 * ",
-                $k,
-                "]\n",
-                "tileloadd tmm5, [{w} + {line} + 1024 * ",
-                $k,
-                "]\n",
-                "tdpbsud tmm0, tmm4, tmm5\n",
-                "tileloadd tmm6, [{w} + {line} + 4096 + 1024 * ",
-                $k,
-                "]\n",
-                "tdpbsud tmm1, tmm4, tmm6\n",
-                "tileloadd tmm7, [{w} + {line} + 8192 + 1024 * ",
-                $k,
-                "]\n",
-                "tdpbssd tmm2, tmm4, tmm7\n",
-                "tileloadd tmm5, [{w} + {line} + 12288 + 1024 * ",
-                $k,
-                "]\n",
-                "tdpbssd tmm3, tmm4, tmm5\n",
-            )
-        };
-    }
     // SAFETY: this runs only within kernels, with registers that are shaped for 64 columns. It reads 16 rows of 256 bytes of `x`, and all of
     // `weights`, and writes all of `sums`.
     unsafe {
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            columns!(0), columns!(1), columns!(2), columns!(3),
+            low_bytes!(0), high_bytes!(0), low_bytes!(1), high_bytes!(1),
+            low_bytes!(2), high_bytes!(2), low_bytes!(3), high_bytes!(3),
             "tilestored [{sums} + {line}], tmm0",
             "tilestored [{sums} + {line} + 1024], tmm1",
             "tilestored [{sums} + {line} + 2048], tmm2",
@@ -227,39 +237,21 @@ fn multiply(x: &Q8KMatrix, weights: &Scaled, sums: &mut [Sums; 4]) {
     }
 }
 
-/// The same where there are only low bytes.
+/// The same where there are only low bytes: the first two of `sums`.
 #[inline(always)]
-fn multiply_low(x: &Q8KMatrix, weights: &Scaled, sums_0: &mut Sums, sums_1: &mut Sums) {
-    macro_rules! columns {
-        ($k:literal) => {
-            concat!(
-                "tileloadd tmm4, [{x} + {row} + 64 * ",
-                $k,
-                "]\n",
-                "tileloadd tmm5, [{w} + {line} + 1024 * ",
-                $k,
-                "]\n",
-                "tdpbsud tmm0, tmm4, tmm5\n",
-                "tileloadd tmm6, [{w} + {line} + 4096 + 1024 * ",
-                $k,
-                "]\n",
-                "tdpbsud tmm1, tmm4, tmm6\n",
-            )
-        };
-    }
-    // SAFETY: as above, but for the high bytes.
+fn multiply_low(x: &Q8KMatrix, weights: &Scaled, sums: &mut [Sums; 4]) {
+    // SAFETY: as above, but for the high bytes and their sums.
     unsafe {
         asm!(
             "tilezero tmm0", "tilezero tmm1",
-            columns!(0), columns!(1), columns!(2), columns!(3),
-            "tilestored [{sums_0} + {line}], tmm0",
-            "tilestored [{sums_1} + {line}], tmm1",
+            low_bytes!(0), low_bytes!(1), low_bytes!(2), low_bytes!(3),
+            "tilestored [{sums} + {line}], tmm0",
+            "tilestored [{sums} + {line} + 1024], tmm1",
             x = in(reg) x.qs.as_ptr(),
             row = in(reg) 256usize,
             w = in(reg) weights.0.as_ptr(),
             line = in(reg) 64usize,
-            sums_0 = in(reg) sums_0,
-            sums_1 = in(reg) sums_1,
+            sums = in(reg) sums.as_mut_ptr(),
             out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             options(nostack, preserves_flags)
         );
