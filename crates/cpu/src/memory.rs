@@ -28,6 +28,12 @@ const FETCH_AHEAD: usize = 8 << 10;
 const FETCH_EARLY: usize = 32 << 10;
 const FETCH_SOON: usize = 4 << 10;
 
+/// Bytes that a cache takes at a time.
+const LINE: usize = 64;
+
+/// The memory of which lines are asked for in turn: those of four pages.
+const FETCH_TURNS: usize = 16 << 10;
+
 /// How weights are asked for before they are used.
 #[derive(Clone, Copy)]
 pub(crate) enum Fetch {
@@ -36,6 +42,8 @@ pub(crate) enum Fetch {
     AtOnce,
     /// First into the second-level cache, then into the first one.
     InSteps,
+    /// Lines of four pages in turn: a core that reads ahead on its own does so in each page apart, and starts anew with the next.
+    InPages,
 }
 
 /// Asks for the line that is read some time after that of `address`, where all are read in the order of memory.
@@ -48,7 +56,17 @@ pub(crate) fn fetch_after<T>(address: *const T, fetch: Fetch) {
             prefetch_early(address.wrapping_byte_add(FETCH_EARLY));
             prefetch(address.wrapping_byte_add(FETCH_SOON));
         }
+        Fetch::InPages => prefetch(address.with_addr(in_pages(address.addr()))),
     }
+}
+
+/// The address to ask for when the line at `address` is used, so that each line of the next four pages is asked for once: of 256 lines number `4i + p` asks for
+/// line `i` of page `p`.
+#[inline(always)]
+fn in_pages(address: usize) -> usize {
+    // The lines of four pages are as many as a byte has values.
+    let line = (address / LINE) as u8;
+    (address / FETCH_TURNS + 1) * FETCH_TURNS + usize::from(line.rotate_right(2)) * LINE
 }
 
 /// Other machines fetch memory on their own.
@@ -339,6 +357,18 @@ mod tests {
         assert_eq!(kept(), 5, "one large buffer has made room");
         drop(store.take(16));
         assert_eq!(kept(), 5);
+    }
+
+    #[test]
+    fn lines_of_four_pages_are_asked_for_in_turn_and_each_once() {
+        let asked: Vec<usize> = (0..256).map(|i| in_pages(5 * FETCH_TURNS + i * LINE)).collect();
+        let page = |address: &usize| address / 4096 - 6 * 4;
+        assert!(asked.iter().map(page).eq((0..256).map(|i| i % 4)));
+        let mut lines = asked.clone();
+        lines.sort_unstable();
+        assert!(lines.into_iter().eq((0..256).map(|i| 6 * FETCH_TURNS + i * LINE)));
+        // A page's worth of lines, at least, lies between what is in use and what is asked for.
+        assert!(asked.iter().zip(0..).all(|(a, i)| a - (5 * FETCH_TURNS + i * LINE) >= 4096));
     }
 
     #[test]

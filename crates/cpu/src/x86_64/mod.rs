@@ -16,13 +16,14 @@ use crate::memory::Fetch;
 ///
 /// Measured: what is read in order AMD's cores fetch well on their own (Zen 4, Zen 5), and asking takes its place. Of what is not, Zen 4 gets it into the
 /// first-level cache in time only if it was asked to have it in the second before; on Zen 5, which AVX-VNNI came with, asking once is enough. Intel's cores are to be asked
-/// in both cases (Emerald Rapids).
+/// in both cases, and read from several pages at a time faster than from one (Emerald Rapids).
 #[inline(always)]
 pub(crate) fn fetched_for_one(in_order: bool) -> Fetch {
     match (is_amd(), in_order) {
         (true, true) => Fetch::No,
         (true, false) if is_x86_feature_detected!("avxvnni") => Fetch::AtOnce,
-        _ => Fetch::InSteps,
+        (true, false) => Fetch::InSteps,
+        (false, _) => Fetch::InPages,
     }
 }
 
