@@ -32,6 +32,9 @@ const TYPES: [DType; 15] = [
 const ROWS: usize = 256;
 const COLS: usize = 2048;
 
+/// Bytes of a matrix that no cache holds.
+const UNCACHED: usize = 256 << 20;
+
 fn main() {
     divan::main();
 }
@@ -74,10 +77,20 @@ fn decode(bencher: Bencher, case: Case) {
 /// One row against a matrix that no cache holds: a weight is read from memory each time. Bytes are those of the matrix.
 #[divan::bench(args = cases(), sample_count = 20, sample_size = 1)]
 fn decode_from_memory(bencher: Bencher, Case { isa, dtype }: Case) {
-    const BYTES: usize = 256 << 20;
-    let row = dtype.row_bytes(COLS).expect("whole blocks");
-    let (cpu, w, x) = setup(isa, 1, dtype, 1, BYTES / row);
-    bencher.counter(BytesCount::new(BYTES / row * row)).bench_local(|| cpu.linear(&x, &w));
+    let rows = UNCACHED / dtype.row_bytes(COLS).expect("whole blocks");
+    let (cpu, w, x) = setup(isa, 1, dtype, 1, rows);
+    let bytes = rows * dtype.row_bytes(COLS).expect("whole blocks");
+    bencher.counter(BytesCount::new(bytes)).bench_local(|| cpu.linear(&x, &w));
+}
+
+/// A short prompt against such a matrix. Items are multiply-adds.
+#[divan::bench(args = cases(), sample_count = 5, sample_size = 1)]
+fn prefill_from_memory(bencher: Bencher, Case { isa, dtype }: Case) {
+    const PROMPT: usize = 128;
+    let rows = UNCACHED / dtype.row_bytes(COLS).expect("whole blocks");
+    let (cpu, w, x) = setup(isa, 1, dtype, PROMPT, rows);
+    let products = PROMPT * rows * COLS;
+    bencher.counter(ItemsCount::new(products)).bench_local(|| cpu.linear(&x, &w));
 }
 
 /// Many rows, as in prefill. Items are multiply-adds.

@@ -60,6 +60,14 @@ pub(crate) fn fetch_after<T>(address: *const T, fetch: Fetch) {
     }
 }
 
+/// Asks for share `i` of `shares` of what comes after `lines`. A core that is asked for too much at a time has none of it in time.
+#[inline(always)]
+pub(crate) fn fetch_share<T>(lines: &[T], i: usize, shares: usize, fetch: Fetch) {
+    for line in lines.len() * i / shares..lines.len() * (i + 1) / shares {
+        fetch_after(lines.as_ptr().wrapping_add(line), fetch);
+    }
+}
+
 /// The address to ask for when the line at `address` is used, so that each line of the next four pages is asked for once: of 256 lines number `4i + p` asks for
 /// line `i` of page `p`.
 #[inline(always)]

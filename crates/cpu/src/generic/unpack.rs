@@ -12,7 +12,7 @@ use apr_tensor::{
 
 use super::Simd;
 use crate::{
-    memory::{Fetch, fetch_after},
+    memory::{Fetch, fetch_share},
     tile::{Layout, Line},
 };
 
@@ -41,8 +41,7 @@ impl<'a> Block<'a> {
         parts
     }
 
-    /// Asks for what will be read some blocks later: share `i` of `shares` of what falls to `P` parts, of which this is the first. A core that is asked for
-    /// too much at a time has none of it in time.
+    /// Asks for what will be read some blocks later: share `i` of `shares` of what falls to `P` parts, of which this is the first.
     #[inline(always)]
     pub(crate) fn fetch_ahead<S: Simd, const P: usize>(
         &self,
@@ -53,11 +52,8 @@ impl<'a> Block<'a> {
         if matches!(fetch, Fetch::No) {
             return;
         }
-        let lines = self.layout.lines();
         let (i, shares) = (shares * self.part / P + i, shares * (2 * S::PARTS) / P);
-        for line in lines * i / shares..lines * (i + 1) / shares {
-            fetch_after(self.lines.as_ptr().wrapping_add(line), fetch);
-        }
+        fetch_share(&self.lines[..self.layout.lines()], i, shares, fetch);
     }
 
     /// Word `i`, in the [order](Layout) of tiles.

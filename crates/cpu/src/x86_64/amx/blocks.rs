@@ -1,6 +1,6 @@
 //! Blocks of 32 weights, with a scale that is a float: sums are taken out of the unit after each block.
 //!
-//! All rows of activations meet eight blocks of weights, unpacked to bytes with a sign, before the next eight come.
+//! All rows of activations meet eight blocks of weights, unpacked to bytes with a sign, before the next eight come. Those are asked for meanwhile.
 
 use std::arch::{asm, x86_64::*};
 
@@ -12,7 +12,7 @@ use crate::{
         tile::plus,
         unpack::{Block, Tiled32},
     },
-    memory::prefetch,
+    memory::{Fetch, fetch_share, prefetch},
     tile::{Line, ROWS},
     x86_64::avx512::Avx512,
 };
@@ -37,6 +37,7 @@ pub(super) fn products<T: Tiled32>(tile: &[Line], x: &[Q8Matrix], out: &mut [[f3
     let blocks = tile.len() / lines;
     let none = Unpacked { weights: [Line::ZERO; 8], d: Avx512::splat(0.0), m: Avx512::splat(0.0) };
     let (mut unpacked, mut sums) = ([[none; BLOCKS]; 2], [Sums::ZERO; 2]);
+    let groups = out.len().div_ceil(MATRIX);
     let (whole, rest) = out.as_chunks_mut::<MATRIX>();
     // Of a last group that is not whole all rows are computed.
     let mut last = [[0.0; ROWS]; MATRIX];
@@ -53,14 +54,12 @@ pub(super) fn products<T: Tiled32>(tile: &[Line], x: &[Q8Matrix], out: &mut [[f3
         let [half_0, half_1] = &unpacked;
         let halves = [&half_0[..count], &half_1[..count]];
         let mut group = 0;
-        while group < whole.len() {
+        while group < groups {
+            fetch_share(tile, group, groups, Fetch::AtOnce);
             let x = &x[group * blocks + first..];
-            add::<T>(x, blocks, halves, &mut sums, &mut whole[group]);
+            let out = whole.get_mut(group).unwrap_or(&mut last);
+            add::<T>(x, blocks, halves, &mut sums, out);
             group += 1;
-        }
-        if !rest.is_empty() {
-            let x = &x[group * blocks + first..];
-            add::<T>(x, blocks, halves, &mut sums, &mut last);
         }
         first += count;
     }

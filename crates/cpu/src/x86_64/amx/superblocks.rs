@@ -1,7 +1,8 @@
 //! Blocks of 256 weights, in sub-blocks that have integers for scales.
 //!
 //! A weight times its scale has up to 14 bits, so it becomes two bytes, and the sum is that of the low bytes plus 256 times that of the high ones:
-//! nothing is to be done for sub-blocks any more. All rows of activations then meet what has been made of a block of weights.
+//! nothing is to be done for sub-blocks any more. All rows of activations then meet what has been made of a block of weights, and the next one is asked for
+//! meanwhile.
 
 use std::arch::{asm, x86_64::*};
 
@@ -16,7 +17,7 @@ use crate::{
         },
         unpack::{Block, Tiled256},
     },
-    memory::prefetch,
+    memory::{Fetch, prefetch},
     tile::{Line, ROWS},
     x86_64::avx512::Avx512,
 };
@@ -38,6 +39,7 @@ pub(super) fn products<T: Tiled256>(tile: &[Line], x: &[Q8KMatrix], out: &mut [[
     let _unit = Unit::shaped(&const { shapes(64) });
     let blocks = tile.len() / T::LAYOUT.lines();
     let (mut scaled, mut sums) = (Scaled([[Line::ZERO; 64]; 4]), [Sums::ZERO; 4]);
+    let groups = out.len().div_ceil(MATRIX);
     let (whole, rest) = out.as_chunks_mut::<MATRIX>();
     // Of a last group that is not whole all rows are computed.
     let mut last = [[0.0; ROWS]; MATRIX];
@@ -49,14 +51,12 @@ pub(super) fn products<T: Tiled256>(tile: &[Line], x: &[Q8KMatrix], out: &mut [[
         scale::<T>(halves[1], low_1, high_1);
         let factors = [Factors::of::<T>(halves[0]), Factors::of::<T>(halves[1])];
         let mut group = 0;
-        while group < whole.len() {
+        while group < groups {
+            block.fetch_ahead::<Avx512, 2>(group, groups, Fetch::AtOnce);
             let x = &x[group * blocks + b..];
-            add::<T>(x, blocks, &scaled, &factors, &mut sums, &mut whole[group]);
+            let out = whole.get_mut(group).unwrap_or(&mut last);
+            add::<T>(x, blocks, &scaled, &factors, &mut sums, out);
             group += 1;
-        }
-        if !rest.is_empty() {
-            let x = &x[group * blocks + b..];
-            add::<T>(x, blocks, &scaled, &factors, &mut sums, &mut last);
         }
     }
     rest.copy_from_slice(&last[..rest.len()]);
