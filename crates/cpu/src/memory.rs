@@ -5,6 +5,7 @@
 
 use std::{
     ops::{Deref, DerefMut},
+    ptr::without_provenance,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -56,7 +57,8 @@ pub(crate) fn fetch_after<T>(address: *const T, fetch: Fetch) {
             prefetch_early(address.wrapping_byte_add(FETCH_EARLY));
             prefetch(address.wrapping_byte_add(FETCH_SOON));
         }
-        Fetch::InPages => prefetch(address.with_addr(in_pages(address.addr()))),
+        // It is not read from here.
+        Fetch::InPages => prefetch(without_provenance::<T>(in_pages(address.addr()))),
     }
 }
 

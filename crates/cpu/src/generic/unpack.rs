@@ -3,6 +3,8 @@
 //! The layouts are documented on the block types of [`apr_tensor::block`]. Here each word stands once for each row of a part of a
 //! [tile](crate::tile), so what is written for one word happens to all of them.
 
+use std::ops::Range;
+
 use apr_tensor::{
     DType,
     block::{
@@ -12,7 +14,7 @@ use apr_tensor::{
 
 use super::Simd;
 use crate::{
-    memory::{Fetch, fetch_share},
+    memory::{Fetch, fetch_after, fetch_share},
     tile::{Layout, Line},
 };
 
@@ -43,7 +45,7 @@ impl<'a> Block<'a> {
 
     /// Asks for what will be read some blocks later: share `i` of `shares` of what falls to `P` parts, of which this is the first.
     #[inline(always)]
-    pub(crate) fn fetch_ahead<S: Simd, const P: usize>(
+    pub(crate) fn fetch_ahead<S: Simd, T: Tiled, const P: usize>(
         &self,
         i: usize,
         shares: usize,
@@ -53,7 +55,25 @@ impl<'a> Block<'a> {
             return;
         }
         let (i, shares) = (shares * self.part / P + i, shares * (2 * S::PARTS) / P);
-        fetch_share(&self.lines[..self.layout.lines()], i, shares, fetch);
+        fetch_share(&self.lines[..const { T::LAYOUT.lines() }], i, shares, fetch);
+    }
+
+    /// The same for what all parts read of the words from number `i` on, which hold weights one next to the other; with the first of them for those that hold no
+    /// weights.
+    #[inline(always)]
+    pub(crate) fn fetch_words_ahead<T: Tiled256>(&self, i: usize, fetch: Fetch) {
+        if matches!(fetch, Fetch::No) {
+            return;
+        }
+        let (words, start) = (T::weight_lines(), T::LAYOUT.lead + 2 * i);
+        for line in start..start + 2 * T::WORDS {
+            fetch_after(self.lines.as_ptr().wrapping_add(line), fetch);
+        }
+        if start == words.start {
+            for line in (0..words.start).chain(words.end..T::LAYOUT.lines()) {
+                fetch_after(self.lines.as_ptr().wrapping_add(line), fetch);
+            }
+        }
     }
 
     /// Word `i`, in the [order](Layout) of tiles.
@@ -174,6 +194,12 @@ pub(crate) trait Tiled256: Tiled + Sized {
 
     /// The first of the words that hold the weights `32j + 4g .. 32j + 4g + 4`.
     fn at(j: usize, g: usize) -> usize;
+    /// The lines of all words that hold weights.
+    #[inline(always)]
+    fn weight_lines() -> Range<usize> {
+        let start = Self::LAYOUT.lead + 2 * Self::at(0, 0);
+        start..start + 2 * Self::RUN * (8 / Self::TOGETHER)
+    }
     /// Those weights, from the words there.
     fn quants<S: Simd>(words: impl Run<S>, j: usize, g: usize) -> S::Words;
 
@@ -516,6 +542,8 @@ mod tests {
             }
         }
         assert!(T::WORDS <= LONGEST_RUN && next <= T::LAYOUT.words);
+        let lead = T::LAYOUT.lead;
+        assert_eq!(T::weight_lines(), lead + 2 * from..lead + 2 * next, "they are asked for once");
     }
 
     #[test]
@@ -525,5 +553,7 @@ mod tests {
         is_read_in_order::<Q4_K>(2);
         is_read_in_order::<Q5_K>(2);
         is_read_in_order::<Q6_K>(4);
+        // Here each word is read for its low nibbles and then for its high ones.
+        assert_eq!(IQ4_XS::weight_lines().len(), 256 / 8 * 2);
     }
 }

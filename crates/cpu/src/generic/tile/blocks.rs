@@ -94,7 +94,7 @@ fn sums<S: Simd, T: Tiled32, const N: usize, const W: usize, const P: usize>(
     }
     for_eight!(G, {
         if const { G.is_multiple_of(2) } {
-            blocks[0].fetch_ahead::<S, P>(G / 2, 4, fetch);
+            blocks[0].fetch_ahead::<S, T, P>(G / 2, 4, fetch);
         }
         (p, n) = (0, 0);
         while p < P {

@@ -74,8 +74,7 @@ fn sums_in_order<S: Simd, T: Tiled256, const P: usize>(
             *dots = [S::dots(start_of::<S, T, 1>(x, parts * (first + j) + part, 0)); P];
         }
         for g in 8 / parts * part..8 / parts * (part + 1) {
-            let word = 8 / parts * step + g % (8 / parts);
-            block[0].fetch_ahead::<S, P>(word, 64 / T::TOGETHER, fetch);
+            block[0].fetch_words_ahead::<T>(T::at(first, g), fetch);
             let mut words = [Loaded([S::splat_word(0); LONGEST_RUN]); P];
             for i in 0..T::WORDS {
                 for p in 0..P {
@@ -150,7 +149,7 @@ fn add_32<S: Simd, T: Tiled256, const N: usize, const W: usize, const P: usize>(
         let i = (32 * j + 4 * G) / T::SUB_BLOCK;
         let (mut p, mut n) = (0, 0);
         if const { G.is_multiple_of(2) } {
-            blocks[0].fetch_ahead::<S, P>(4 * j + G / 2, 32, fetch);
+            blocks[0].fetch_ahead::<S, T, P>(4 * j + G / 2, 32, fetch);
         }
         if const { G.is_multiple_of(run::<S, T>()) } {
             while n < N {

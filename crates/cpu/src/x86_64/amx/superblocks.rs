@@ -52,7 +52,7 @@ pub(super) fn products<T: Tiled256>(tile: &[Line], x: &[Q8KMatrix], out: &mut [[
         let factors = [Factors::of::<T>(halves[0]), Factors::of::<T>(halves[1])];
         let mut group = 0;
         while group < groups {
-            block.fetch_ahead::<Avx512, 2>(group, groups, Fetch::AtOnce);
+            block.fetch_ahead::<Avx512, T, 2>(group, groups, Fetch::AtOnce);
             let x = &x[group * blocks + b..];
             let out = whole.get_mut(group).unwrap_or(&mut last);
             add::<T>(x, blocks, &scaled, &factors, &mut sums, out);
