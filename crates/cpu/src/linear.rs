@@ -30,9 +30,9 @@ struct Batch {
 /// Half of a second-level cache of 1 MiB.
 const BATCH: Batch = Batch { rows: 120, bytes: 512 << 10 };
 
-/// The same for matrices, which weights are unpacked for at greater length. That counts more than that activations are near: their kernels ask for them
-/// ahead of time, and a third-level cache has them soon enough.
-const MATRIX_BATCH: Batch = Batch { rows: 512, bytes: 4 << 20 };
+/// The same for matrices, which weights are unpacked for at greater length. That counts more than that activations are near: they may fill all of a second-level
+/// cache of 2 MiB, since kernels ask for them ahead of time.
+const MATRIX_BATCH: Batch = Batch { rows: 512, bytes: 2 << 20 };
 
 /// Rows of activations that meet the same rows of weights.
 #[derive(Clone, Copy)]
